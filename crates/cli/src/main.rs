@@ -1,0 +1,2 @@
+//! The program `saferl`.
+fn main() {}

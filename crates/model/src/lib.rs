@@ -1,0 +1,7 @@
+//! Conversations into completions: chat template, weights, forward pass, generation.
+
+pub mod chat;
+pub mod error;
+pub mod generate;
+
+pub use error::{Error, Result};
