@@ -3,5 +3,6 @@
 pub mod chat;
 pub mod error;
 pub mod generate;
+pub mod source;
 
 pub use error::{Error, Result};
