@@ -73,5 +73,10 @@ pub struct Completion {
 /// Prompts in, completions out: the local engine or any OpenAI-compatible server.
 pub trait Generate {
     /// `count` completions for each prompt, in the order of the prompts.
-    fn generate(&mut self, prompts: &[Prompt], count: usize, sampling: &Sampling) -> Result<Vec<Vec<Completion>>>;
+    fn generate(
+        &mut self,
+        prompts: &[Prompt],
+        count: usize,
+        sampling: &Sampling,
+    ) -> Result<Vec<Vec<Completion>>>;
 }
