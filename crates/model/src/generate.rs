@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::chat::Prompt;
+use crate::{Error, Result};
 
 /// How tokens are drawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,6 +45,37 @@ impl Default for Sampling {
     }
 }
 
+impl Sampling {
+    /// Refuses settings that mean nothing, naming the setting, what was expected and what was found.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |key: &str, expected: &str, found: &dyn std::fmt::Display| {
+            Err(Error::Request(format!("sampling: {key}: expected {expected}, found {found}")))
+        };
+        if self.max_new_tokens == 0 {
+            return refuse("max_new_tokens", "at least 1", &0);
+        }
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return refuse("temperature", "0 (greedy) or more", &self.temperature);
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top_p", "above 0 and at most 1", &self.top_p);
+        }
+        if !(self.min_p >= 0.0 && self.min_p <= 1.0) {
+            return refuse("min_p", "from 0 to 1", &self.min_p);
+        }
+        if !self.presence_penalty.is_finite() {
+            return refuse("presence_penalty", "a finite number", &self.presence_penalty);
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            return refuse("repetition_penalty", "above 0", &self.repetition_penalty);
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return refuse("stop", "texts of at least one character", &"an empty text");
+        }
+        Ok(())
+    }
+}
+
 /// Why a completion ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -70,6 +101,20 @@ pub struct Completion {
     pub finish_reason: FinishReason,
 }
 
+impl Completion {
+    /// A completion of which only the text is known: what stands before the last `</think>` is thinking.
+    pub fn from_text(text: &str, finish_reason: FinishReason) -> Self {
+        let (thinking, content) = match text.rsplit_once("</think>") {
+            Some((thinking, content)) => {
+                let thinking = thinking.trim_start().strip_prefix("<think>").unwrap_or(thinking);
+                (Some(thinking.trim_matches('\n').to_owned()), content.trim_start_matches('\n'))
+            }
+            None => (None, text),
+        };
+        Self { ids: Vec::new(), log_probabilities: Vec::new(), thinking, content: content.to_owned(), finish_reason }
+    }
+}
+
 /// Prompts in, completions out: the local engine or any OpenAI-compatible server.
 pub trait Generate {
     /// `count` completions for each prompt, in the order of the prompts.
@@ -79,4 +124,40 @@ pub trait Generate {
         count: usize,
         sampling: &Sampling,
     ) -> Result<Vec<Vec<Completion>>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meaningless_settings_are_named() {
+        let base = Sampling::default();
+        assert!(base.check().is_ok());
+        for (key, sampling) in [
+            ("max_new_tokens", Sampling { max_new_tokens: 0, ..base.clone() }),
+            ("temperature", Sampling { temperature: -1.0, ..base.clone() }),
+            ("temperature", Sampling { temperature: f64::NAN, ..base.clone() }),
+            ("top_p", Sampling { top_p: 0.0, ..base.clone() }),
+            ("top_p", Sampling { top_p: 1.5, ..base.clone() }),
+            ("min_p", Sampling { min_p: -0.1, ..base.clone() }),
+            ("presence_penalty", Sampling { presence_penalty: f64::INFINITY, ..base.clone() }),
+            ("repetition_penalty", Sampling { repetition_penalty: 0.0, ..base.clone() }),
+            ("stop", Sampling { stop: vec![String::new()], ..base }),
+        ] {
+            let error = sampling.check().unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn text_splits_at_the_last_end_of_thinking() {
+        let split = |text| {
+            let completion = Completion::from_text(text, FinishReason::Stop);
+            (completion.thinking, completion.content)
+        };
+        assert_eq!(split("plain"), (None, "plain".into()));
+        assert_eq!(split("<think>\na</think>b</think>\n\nc"), (Some("a</think>b".into()), "c".into()));
+        assert_eq!(split("opened by the template\n</think>\n\nc"), (Some("opened by the template".into()), "c".into()));
+    }
 }

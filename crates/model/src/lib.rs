@@ -3,6 +3,9 @@
 pub mod chat;
 pub mod error;
 pub mod generate;
+pub mod kv_pool;
+pub mod sampler;
+pub mod scripted;
 pub mod source;
 
 pub use error::{Error, Result};
