@@ -1,0 +1,476 @@
+//! The one dense decoder: qwen3, qwen2, llama and mistral, told apart by their [`Config`].
+//!
+//! Rows are tokens: sequences lie packed one after another in a `t x d` tensor, without padding and without a batch
+//! dimension, and [`Segment`]s say where each begins and which prompt it shares. Training, scoring and the first pass
+//! over a prompt run packed ([`Decoder::hidden`]); generation runs over the key/value pool ([`Decoder::decode`]).
+//! Both go through the same [`Decoder::block`]; only its [`Attention`] differs.
+//!
+//! Left out: a batch dimension, attention masks, windowed attention, dropout.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, Var};
+use kernels::{Context, Segment};
+
+use crate::config::{Config, Family};
+use crate::linear::{Linear, narrowed, narrowed_weight, product};
+use crate::lora::Lora;
+use crate::source::Source;
+use crate::weights::{Weights, safetensors};
+use crate::{Error, Result};
+
+/// Keys and values of one layer for every slot of the pool: slots x key/value heads x head width, f32.
+#[derive(Debug, Clone)]
+pub struct PoolLayer {
+    /// Keys, already rotated.
+    pub k: Tensor,
+    /// Values.
+    pub v: Tensor,
+}
+
+/// Cosine and sine of each row's rotary angles, rows x half a head.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    /// Cosines.
+    pub cos_t_r: Tensor,
+    /// Sines.
+    pub sin_t_r: Tensor,
+}
+
+/// What the rows of a call attend to.
+#[derive(Debug)]
+pub enum Attention<'a> {
+    /// Causally to their own segment and its shared prefix; differentiable.
+    Packed {
+        /// The segments that the rows consist of.
+        segments: &'a [Segment],
+        /// The rows' angles.
+        rotation: Rotation,
+    },
+    /// To slots of the pool, after writing their own key and value there; no gradient.
+    Paged {
+        /// One entry a layer.
+        pool: &'a mut [PoolLayer],
+        /// The slot that each row's key and value go to.
+        slots: &'a [u32],
+        /// What each row attends to, its own slot included.
+        rows: &'a [Context],
+        /// The rows' angles.
+        rotation: Rotation,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Block {
+    input_norm_d: Tensor,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    query_norm_d: Option<Tensor>,
+    key_norm_d: Option<Tensor>,
+    output: Linear,
+    inner_norm_d: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// A dense decoder with its weights. A clone shares them: it costs a few pointers a tensor.
+///
+/// # Types
+/// With `DType::F32` everything is f32. With `DType::BF16` matrices are rounded to bf16, and so are the inputs of
+/// every matrix product; sums, norms, attention and the residual stream stay f32. On the CPU the rounded numbers are
+/// held in f32. Weights that train are held unrounded and rounded in each product; embedding and head, where they
+/// train, are used as they are held, so that sampler and trainer see the same head.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    /// Shape and constants.
+    pub config: Config,
+    pub(crate) adapters: Option<Lora>,
+    pub(crate) dtype: DType,
+    embedding_v_d: Tensor,
+    blocks: Vec<Block>,
+    norm_d: Tensor,
+    /// Absent where the head is tied to the embedding, or where the checkpoint has another head altogether.
+    head_v_d: Option<Tensor>,
+    frequencies_r: Tensor,
+}
+
+impl Decoder {
+    /// Loads the language model of `source`, computing as `dtype` (F32 or BF16) on `device`.
+    ///
+    /// # Errors
+    /// A configuration the decoder does not cover; files that cannot be read or are malformed; a tensor that is
+    /// missing, left over or misshapen, named with both shapes.
+    pub fn load(source: &Source, dtype: DType, device: &Device) -> Result<Self> {
+        let config = Config::load(source)?;
+        let mut weights = Weights::load(source, &config)?;
+        let decoder = Self::from_weights(&config, &mut weights, true, dtype, device)?;
+        weights.finish(&config)?;
+        Ok(decoder)
+    }
+
+    /// Builds a decoder out of `weights`, leaving there what it does not use (another head's tensors, say).
+    /// `language_head` says whether an untied checkpoint holds `lm_head.weight`; without it, [`Decoder::logits`]
+    /// falls back to the embedding and means nothing.
+    pub fn from_weights(
+        config: &Config,
+        weights: &mut Weights,
+        language_head: bool,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        if !matches!(dtype, DType::F32 | DType::BF16) {
+            return Err(Error::Request(format!("a decoder computes in f32 or bf16, not in {dtype:?}")));
+        }
+        let mut loader = Loader { weights, dtype, device };
+        let (vocabulary, hidden) = (config.vocabulary, config.hidden);
+        let embedding_v_d = loader.matrix("model.embed_tokens.weight", vocabulary, hidden)?;
+        let blocks = (0..config.layers).map(|layer| loader.block(config, layer)).collect::<Result<_>>()?;
+        let norm_d = loader.vector("model.norm.weight", hidden)?;
+        let head_v_d = match language_head && !config.tied {
+            true => Some(loader.matrix("lm_head.weight", vocabulary, hidden)?),
+            false => None,
+        };
+        let frequencies_r = Tensor::new(config.frequencies(), device)?;
+        let (config, adapters) = (config.clone(), None);
+        Ok(Self { config, adapters, dtype, embedding_v_d, blocks, norm_d, head_v_d, frequencies_r })
+    }
+
+    /// The device that the weights are on.
+    pub fn device(&self) -> &Device {
+        self.embedding_v_d.device()
+    }
+
+    /// The type of the matrix products' inputs, F32 or BF16.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The embeddings of `ids`, t x d in f32.
+    ///
+    /// # Errors
+    /// No ids, or one outside the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        if ids.is_empty() {
+            return Err(Error::Request("expected at least one token, found none".into()));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
+            let vocabulary = self.config.vocabulary;
+            return Err(Error::Request(format!("token {id}: expected an id below the vocabulary of {vocabulary}")));
+        }
+        let ids_t = Tensor::new(ids, self.device())?;
+        Ok(self.embedding_v_d.index_select(&ids_t, 0)?.to_dtype(DType::F32)?)
+    }
+
+    /// The rotary angles of rows at `positions`.
+    ///
+    /// # Errors
+    /// A position beyond the model's sliding window, where it has one.
+    pub fn rotation(&self, positions: &[u32]) -> Result<Rotation> {
+        let longest = positions.iter().max().map_or(0, |&position| position as usize + 1);
+        if let Some(window) = self.config.window.filter(|&window| longest > window) {
+            let what = format!("a sequence of {longest} tokens: expected at most the sliding window of {window}");
+            return Err(Error::Request(what));
+        }
+        let positions: Vec<f32> = positions.iter().map(|&position| position as f32).collect();
+        let rows = positions.len();
+        let angles_t_r =
+            Tensor::from_vec(positions, (rows, 1), self.device())?.broadcast_mul(&self.frequencies_r.unsqueeze(0)?)?;
+        Ok(Rotation { cos_t_r: angles_t_r.cos()?, sin_t_r: angles_t_r.sin()? })
+    }
+
+    /// The attention of packed rows, for [`Decoder::block`].
+    ///
+    /// # Errors
+    /// Segments that are not the rows `0..rows` in order, or a prefix that is not an earlier whole sequence.
+    pub fn packed<'a>(&self, rows: usize, segments: &'a [Segment]) -> Result<Attention<'a>> {
+        let mut next = 0;
+        for (index, segment) in segments.iter().enumerate() {
+            let whole = |prefix: usize| prefix < index && segments[prefix].prefix.is_none();
+            if segment.start != next || segment.len == 0 || !segment.prefix.is_none_or(whole) {
+                return Err(Error::Request(format!(
+                    "segment {index}: expected rows from {next} on and a prefix that is an earlier segment \
+                     without a prefix, found {segment:?}"
+                )));
+            }
+            next += segment.len;
+        }
+        if next != rows {
+            return Err(Error::Request(format!("segments: expected {rows} rows in all, found {next}")));
+        }
+        let rotation = self.rotation(&kernels::positions(segments))?;
+        Ok(Attention::Packed { segments, rotation })
+    }
+
+    /// Runs one block over the residual stream `x_t_d`. Blocks are public so that training can recompute them one by
+    /// one instead of keeping every activation.
+    ///
+    /// # Errors
+    /// A layer that the model does not have, or a failing tensor operation.
+    pub fn block(&self, layer: usize, x_t_d: &Tensor, attention: &mut Attention<'_>) -> Result<Tensor> {
+        let Some(block) = self.blocks.get(layer) else {
+            return Err(Error::Request(format!("layer {layer}: the model has {} layers", self.config.layers)));
+        };
+        let normed_t_d = kernels::rms_norm(x_t_d, &block.input_norm_d, self.config.norm_epsilon)?;
+        let x_t_d = (x_t_d + self.attend(layer, block, &normed_t_d, attention)?)?;
+        let normed_t_d = kernels::rms_norm(&x_t_d, &block.inner_norm_d, self.config.norm_epsilon)?;
+        let gate_t_i = block.gate.apply(&normed_t_d, self.dtype)?;
+        let up_t_i = block.up.apply(&normed_t_d, self.dtype)?;
+        let inner_t_i = kernels::swiglu(&gate_t_i, &up_t_i)?;
+        Ok((x_t_d + block.down.apply(&inner_t_i, self.dtype)?)?)
+    }
+
+    fn attend(&self, layer: usize, block: &Block, x_t_d: &Tensor, attention: &mut Attention<'_>) -> Result<Tensor> {
+        let (rows, width) = (x_t_d.dim(0)?, self.config.head_dim);
+        let (heads, groups) = (self.config.heads, self.config.key_value_heads);
+        let (Attention::Packed { rotation, .. } | Attention::Paged { rotation, .. }) = &*attention;
+        let head_norm = |x_t_h_d: Tensor, weight: &Option<Tensor>| match weight {
+            Some(weight_d) => kernels::rms_norm(&x_t_h_d, weight_d, self.config.norm_epsilon),
+            None => Ok(x_t_h_d),
+        };
+        let q_t_h_d = block.query.apply(x_t_d, self.dtype)?.reshape((rows, heads, width))?;
+        let q_t_h_d = kernels::rotate(&head_norm(q_t_h_d, &block.query_norm_d)?, &rotation.cos_t_r, &rotation.sin_t_r)?;
+        let k_t_g_d = block.key.apply(x_t_d, self.dtype)?.reshape((rows, groups, width))?;
+        let k_t_g_d = kernels::rotate(&head_norm(k_t_g_d, &block.key_norm_d)?, &rotation.cos_t_r, &rotation.sin_t_r)?;
+        let v_t_g_d = block.value.apply(x_t_d, self.dtype)?.reshape((rows, groups, width))?;
+        let mixed_t_h_d = match attention {
+            Attention::Packed { segments, .. } => kernels::attend(&q_t_h_d, &k_t_g_d, &v_t_g_d, segments)?,
+            Attention::Paged { pool, slots, rows, .. } => {
+                let PoolLayer { k, v } = &pool[layer];
+                kernels::write_slots(k, &k_t_g_d, slots)?;
+                kernels::write_slots(v, &v_t_g_d, slots)?;
+                kernels::attend_paged(&q_t_h_d, k, v, rows)?
+            }
+        };
+        Ok(block.output.apply(&mixed_t_h_d.reshape((rows, heads * width))?, self.dtype)?)
+    }
+
+    /// The final norm; its result is what the heads read (rounded as an input of their product, if `dtype` says so).
+    pub fn finish(&self, x_t_d: &Tensor) -> Result<Tensor> {
+        let hidden_t_d = kernels::rms_norm(x_t_d, &self.norm_d, self.config.norm_epsilon)?;
+        Ok(narrowed(&hidden_t_d, self.dtype)?.to_dtype(DType::F32)?)
+    }
+
+    /// Hidden states after the final norm of packed sequences, t x d in f32; differentiable.
+    pub fn hidden(&self, ids: &[u32], segments: &[Segment]) -> Result<Tensor> {
+        let mut attention = self.packed(ids.len(), segments)?;
+        let mut x_t_d = self.embed(ids)?;
+        for layer in 0..self.config.layers {
+            x_t_d = self.block(layer, &x_t_d, &mut attention)?;
+        }
+        self.finish(&x_t_d)
+    }
+
+    /// The residual stream after each of `depths` blocks, in the order of `depths`: 0 is the embedding, and the
+    /// number of layers is the last block's output after the final norm. Stops at the deepest.
+    ///
+    /// # Errors
+    /// No depth, or one beyond the number of layers; otherwise as [`Decoder::hidden`].
+    pub fn hidden_at(&self, ids: &[u32], segments: &[Segment], depths: &[usize]) -> Result<Vec<Tensor>> {
+        let layers = self.config.layers;
+        let deepest = match depths.iter().max() {
+            Some(&deepest) if deepest <= layers => deepest,
+            found => return Err(Error::Request(format!("depths: expected 0 to {layers}, found {found:?}"))),
+        };
+        let mut attention = self.packed(ids.len(), segments)?;
+        let mut x_t_d = self.embed(ids)?;
+        let mut found = vec![x_t_d.clone(); depths.len()];
+        for layer in 0..deepest {
+            x_t_d = self.block(layer, &x_t_d, &mut attention)?;
+            let state_t_d = if layer + 1 == layers { self.finish(&x_t_d)? } else { x_t_d.clone() };
+            for (slot, _) in found.iter_mut().zip(depths).filter(|&(_, &depth)| depth == layer + 1) {
+                *slot = state_t_d.clone();
+            }
+        }
+        Ok(found)
+    }
+
+    /// Hidden states after the final norm of one row a token, each attending to the pool: writes the rows' keys and
+    /// values to `slots`, then attends as `rows` says. Rows of one call may follow each other in one sequence. No
+    /// gradient.
+    ///
+    /// # Errors
+    /// Lists of different lengths, or a pool with another number of layers.
+    pub fn decode(
+        &self,
+        ids: &[u32],
+        positions: &[u32],
+        pool: &mut [PoolLayer],
+        slots: &[u32],
+        rows: &[Context],
+    ) -> Result<Tensor> {
+        let lengths = [positions.len(), slots.len(), rows.len()];
+        if lengths != [ids.len(); 3] || pool.len() != self.config.layers {
+            return Err(Error::Request(format!(
+                "decode: expected {} positions, slots and contexts and {} pool layers, found {lengths:?} and {}",
+                ids.len(),
+                self.config.layers,
+                pool.len()
+            )));
+        }
+        let mut attention = Attention::Paged { pool, slots, rows, rotation: self.rotation(positions)? };
+        let mut x_t_d = self.embed(ids)?;
+        for layer in 0..self.config.layers {
+            x_t_d = self.block(layer, &x_t_d, &mut attention)?.detach();
+        }
+        Ok(self.finish(&x_t_d)?.detach())
+    }
+
+    /// Logits over the vocabulary for each row of hidden states (after the final norm), n x v in f32.
+    pub fn logits(&self, hidden_n_d: &Tensor) -> Result<Tensor> {
+        Ok(product(&narrowed(hidden_n_d, self.dtype)?, self.head_weight())?)
+    }
+
+    /// The language-model head, v x d; the embedding where they are tied.
+    pub fn head_weight(&self) -> &Tensor {
+        self.head_v_d.as_ref().unwrap_or(&self.embedding_v_d)
+    }
+
+    /// Every weight, adapters apart, with its Hugging Face name.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        let mut copy = self.clone();
+        copy.tensors_mut().into_iter().map(|(name, tensor)| (name, tensor.clone())).collect()
+    }
+
+    /// Turns every weight into a variable, held in f32, and returns the variables by name. Clones made before keep
+    /// the old weights; clones made after share the variables.
+    pub fn make_trainable(&mut self) -> Result<Vec<(String, Var)>> {
+        let mut variables = Vec::new();
+        for (name, tensor) in self.tensors_mut() {
+            let variable = Var::from_tensor(&tensor.to_dtype(DType::F32)?)?;
+            *tensor = variable.as_tensor().clone();
+            variables.push((name, variable));
+        }
+        Ok(variables)
+    }
+
+    /// The same model for inference, recording no gradient. In f32 it shares every weight, variables too, and so
+    /// follows their updates; in bf16 it holds the variables as rounded now, and is to be made anew after an update.
+    pub fn frozen(&self) -> Result<Self> {
+        let mut copy = self.clone();
+        let dtype = self.dtype;
+        for (_, linear) in copy.linears_mut() {
+            let adapter = linear.adapter.as_mut().map(|adapter| [&mut adapter.a_r_i, &mut adapter.b_o_r]);
+            for matrix in adapter.into_iter().flatten().chain([&mut linear.weight_o_i]) {
+                *matrix = narrowed_weight(matrix, dtype)?.detach();
+            }
+        }
+        for (_, tensor) in copy.tensors_mut() {
+            *tensor = tensor.detach();
+        }
+        Ok(copy)
+    }
+
+    /// Writes `config.json` and `model.safetensors` into `folder` (made if missing) in `dtype`, F32 or BF16, so that
+    /// transformers loads them. The tokenizer's files are the tokenizer's to write.
+    ///
+    /// # Errors
+    /// Adapters that are neither merged nor removed; files that cannot be written.
+    pub fn save(&self, folder: &Path, dtype: DType) -> Result<()> {
+        if self.adapters.is_some() {
+            return Err(Error::Request("a model with adapters is saved merged, or its adapters apart".into()));
+        }
+        let name = if dtype == DType::BF16 { "bfloat16" } else { "float32" };
+        std::fs::create_dir_all(folder).map_err(|source| Error::File { path: folder.into(), source })?;
+        safetensors::write(&folder.join("model.safetensors"), &self.parameters(), dtype)?;
+        let path = folder.join("config.json");
+        let text = format!("{:#}\n", serde_json::Value::Object(self.config.fields_with_dtype(name)));
+        std::fs::write(&path, text).map_err(|source| Error::File { path, source })
+    }
+
+    /// Every weight by name, adapters apart. The one list of what a decoder consists of.
+    fn tensors_mut(&mut self) -> Vec<(String, &mut Tensor)> {
+        let mut list = vec![("model.embed_tokens.weight".to_owned(), &mut self.embedding_v_d)];
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            let (norms, linears) = block.parts_mut();
+            for (part, norm_d) in norms {
+                list.push((format!("model.layers.{layer}.{part}.weight"), norm_d));
+            }
+            for (part, Linear { weight_o_i, bias_o, .. }) in linears {
+                list.push((format!("model.layers.{layer}.{part}.weight"), weight_o_i));
+                list.extend(bias_o.as_mut().map(|bias_o| (format!("model.layers.{layer}.{part}.bias"), bias_o)));
+            }
+        }
+        list.push(("model.norm.weight".to_owned(), &mut self.norm_d));
+        list.extend(self.head_v_d.as_mut().map(|head_v_d| ("lm_head.weight".to_owned(), head_v_d)));
+        list
+    }
+
+    /// Every linear layer of the blocks by the name of its module, `model.layers.0.self_attn.q_proj` and so on.
+    pub(crate) fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut list = Vec::new();
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            let named = block.parts_mut().1.into_iter();
+            list.extend(named.map(|(part, linear)| (format!("model.layers.{layer}.{part}"), linear)));
+        }
+        list
+    }
+}
+
+/// The norms of a block, then its linear layers, each by its name within the block.
+type Parts<'a> = (Vec<(&'static str, &'a mut Tensor)>, [(&'static str, &'a mut Linear); 7]);
+
+impl Block {
+    fn parts_mut(&mut self) -> Parts<'_> {
+        let mut norms =
+            vec![("input_layernorm", &mut self.input_norm_d), ("post_attention_layernorm", &mut self.inner_norm_d)];
+        norms.extend(self.query_norm_d.as_mut().map(|norm_d| ("self_attn.q_norm", norm_d)));
+        norms.extend(self.key_norm_d.as_mut().map(|norm_d| ("self_attn.k_norm", norm_d)));
+        let linears = [
+            ("self_attn.q_proj", &mut self.query),
+            ("self_attn.k_proj", &mut self.key),
+            ("self_attn.v_proj", &mut self.value),
+            ("self_attn.o_proj", &mut self.output),
+            ("mlp.gate_proj", &mut self.gate),
+            ("mlp.up_proj", &mut self.up),
+            ("mlp.down_proj", &mut self.down),
+        ];
+        (norms, linears)
+    }
+}
+
+/// Takes tensors out of a checkpoint, checked, narrowed and on their device.
+struct Loader<'a> {
+    weights: &'a mut Weights,
+    dtype: DType,
+    device: &'a Device,
+}
+
+impl Loader<'_> {
+    fn vector(&mut self, name: &str, width: usize) -> Result<Tensor> {
+        Ok(self.weights.take(name, &[width])?.to_device(self.device)?)
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
+        let tensor = self.weights.take(name, &[rows, columns])?.to_device(self.device)?;
+        Ok(narrowed(&tensor, self.dtype)?)
+    }
+
+    fn linear(&mut self, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
+        let weight_o_i = self.matrix(&format!("{name}.weight"), outputs, inputs)?;
+        let bias_o = bias.then(|| self.vector(&format!("{name}.bias"), outputs)).transpose()?;
+        Ok(Linear { weight_o_i, bias_o, adapter: None })
+    }
+
+    fn block(&mut self, config: &Config, layer: usize) -> Result<Block> {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        let (hidden, inner, width) = (config.hidden, config.intermediate, config.head_dim);
+        let (heads, groups) = (config.heads * width, config.key_value_heads * width);
+        let normed = config.family == Family::Qwen3;
+        let mut head_norm = |part| normed.then(|| self.vector(&name(part), width)).transpose();
+        Ok(Block {
+            query_norm_d: head_norm("self_attn.q_norm.weight")?,
+            key_norm_d: head_norm("self_attn.k_norm.weight")?,
+            input_norm_d: self.vector(&name("input_layernorm.weight"), hidden)?,
+            query: self.linear(&name("self_attn.q_proj"), heads, hidden, config.attention_bias)?,
+            key: self.linear(&name("self_attn.k_proj"), groups, hidden, config.attention_bias)?,
+            value: self.linear(&name("self_attn.v_proj"), groups, hidden, config.attention_bias)?,
+            output: self.linear(&name("self_attn.o_proj"), hidden, heads, config.output_bias)?,
+            inner_norm_d: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
+            gate: self.linear(&name("mlp.gate_proj"), inner, hidden, false)?,
+            up: self.linear(&name("mlp.up_proj"), inner, hidden, false)?,
+            down: self.linear(&name("mlp.down_proj"), hidden, inner, false)?,
+        })
+    }
+}
