@@ -33,6 +33,7 @@ pub mod pack;
 pub mod prompts;
 pub mod question;
 pub mod recipe;
+pub mod report;
 pub mod rollout;
 pub mod toy;
 
