@@ -16,5 +16,6 @@
 
 pub mod ability;
 pub mod check;
+pub mod measure;
 pub mod statistics;
 mod text;

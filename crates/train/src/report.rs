@@ -44,7 +44,7 @@ struct Sample {
 #[derive(Debug, Deserialize)]
 struct Alarm {
     step: usize,
-    text: String,
+    what: String,
 }
 
 /// Two replies to one prompt.
@@ -201,7 +201,7 @@ fn alarm_list(alarms: &[Alarm]) -> String {
     }
     let items: String = alarms
         .iter()
-        .map(|alarm| format!("<li>Step {}: {}</li>", alarm.step, escape(&alarm.text)))
+        .map(|alarm| format!("<li>Step {}: {}</li>", alarm.step, escape(&alarm.what)))
         .collect();
     format!("<ul class=\"alarms\">{items}</ul>\n")
 }
@@ -364,7 +364,7 @@ fn charts(metrics: &[Metrics], alarms: &[Alarm]) -> String {
     let steps: Vec<usize> = metrics.iter().map(|step| step.step).collect();
     let marks: Vec<(usize, String)> = alarms
         .iter()
-        .map(|alarm| (alarm.step, escape(&alarm.text)))
+        .map(|alarm| (alarm.step, escape(&alarm.what)))
         .collect();
     let mut html = String::from("<h2>Training</h2>\n<div class=\"charts\">\n");
     let mut figure = |title: &str, what: &str, unit: Unit, series: &[Series]| {
@@ -585,7 +585,7 @@ mod tests {
         std::fs::write(path("metrics.jsonl"), metrics + "{\"step\": 41, \"rew").unwrap();
         std::fs::write(
             path("alarms.jsonl"),
-            "{\"step\":12,\"sign\":\"refusal\",\"text\":\"70% <refuse>\"}\n",
+            "{\"step\":12,\"sign\":\"refusal\",\"what\":\"70% <refuse>\"}\n",
         )
         .unwrap();
         std::fs::write(
