@@ -8,6 +8,7 @@
 //! | file | operation |
 //! |---|---|
 //! | `norm.rs` | [`rms_norm`] |
+//! | `product.rs` | [`product`]: the matrix product of a linear layer |
 //! | `rotary.rs` | [`rotate`] |
 //! | `swiglu.rs` | [`swiglu`] |
 //! | `attention.rs` | [`attend`]: causal attention over packed sequences that may share a prompt |
@@ -46,6 +47,7 @@ mod attention;
 mod log_probability;
 mod norm;
 mod paged;
+mod product;
 mod rotary;
 mod swiglu;
 
@@ -54,6 +56,7 @@ pub use attention::{Segment, attend, attend_composed, positions};
 pub use log_probability::{entropy, entropy_composed, log_probability, log_probability_composed};
 pub use norm::{rms_norm, rms_norm_composed};
 pub use paged::{Context, attend_paged, attend_paged_composed, write_slots, write_slots_composed};
+pub use product::{product, product_composed};
 pub use rotary::{rotate, rotate_composed};
 pub use swiglu::{swiglu, swiglu_composed};
 

@@ -1,6 +1,6 @@
 //! One linear layer: a matrix, perhaps a bias, perhaps a low-rank adapter; and the matrix product all layers share.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
 
 /// A low-rank addition to a [`Linear`]: `y += (x A^T) B^T * scale`.
 #[derive(Debug, Clone)]
@@ -58,34 +58,5 @@ pub(crate) fn narrowed_weight(weight: &Tensor, dtype: DType) -> Result<Tensor> {
 
 /// `x W^T`, multiplied in the weight's type and returned in f32.
 pub(crate) fn product(x_t_i: &Tensor, weight_o_i: &Tensor) -> Result<Tensor> {
-    let x_t_i = x_t_i.to_dtype(weight_o_i.dtype())?;
-    if x_t_i.track_op() && !weight_o_i.track_op() && x_t_i.device().is_cpu() {
-        let y_t_o = x_t_i.detach().matmul(&weight_o_i.t()?)?;
-        return x_t_i.apply_op1(FrozenProduct { weight_o_i: weight_o_i.clone(), y_t_o });
-    }
-    x_t_i.matmul(&weight_o_i.t()?)?.to_dtype(DType::F32)
-}
-
-/// A product with a weight that does not train, whose result is already known. candle's own product would compute a
-/// gradient for the weight too, and throw it away: a third of an adapter's training step.
-struct FrozenProduct {
-    weight_o_i: Tensor,
-    y_t_o: Tensor,
-}
-
-impl CustomOp1 for FrozenProduct {
-    fn name(&self) -> &'static str {
-        "frozen-product"
-    }
-
-    fn cpu_fwd(&self, _x: &CpuStorage, _layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        match &*self.y_t_o.storage_and_layout().0 {
-            Storage::Cpu(storage) => Ok((storage.clone(), self.y_t_o.shape().clone())),
-            _ => bail!("frozen-product runs on the CPU"),
-        }
-    }
-
-    fn bwd(&self, _x_t_i: &Tensor, _y_t_o: &Tensor, gradient_t_o: &Tensor) -> Result<Option<Tensor>> {
-        gradient_t_o.matmul(&self.weight_o_i).map(Some)
-    }
+    kernels::product(&x_t_i.to_dtype(weight_o_i.dtype())?, weight_o_i)?.to_dtype(DType::F32)
 }
