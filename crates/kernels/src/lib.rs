@@ -42,18 +42,30 @@
 //! # }
 //! ```
 
+#![allow(
+    clippy::inline_always,
+    reason = "a vector kernel is compiled for its instruction set by inlining, see lanes.rs"
+)]
+
 mod adamw;
 mod attention;
+#[cfg(test)]
+mod fixtures;
+mod lanes;
 mod log_probability;
+mod matmul;
 mod norm;
 mod paged;
 mod product;
 mod rotary;
+mod slices;
 mod swiglu;
 
 pub use adamw::{AdamW, gradient_norm, gradient_norm_composed};
 pub use attention::{Segment, attend, attend_composed, positions};
-pub use log_probability::{entropy, entropy_composed, log_probability, log_probability_composed};
+pub use log_probability::{
+    entropy, entropy_composed, log_probability, log_probability_and_entropy, log_probability_composed,
+};
 pub use norm::{rms_norm, rms_norm_composed};
 pub use paged::{Context, attend_paged, attend_paged_composed, write_slots, write_slots_composed};
 pub use product::{product, product_composed};

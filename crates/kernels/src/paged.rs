@@ -1,10 +1,18 @@
 //! Attention while generating: each row reads its keys and values from a pool of slots. Inference only.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 
-use crate::attention::attend_dense;
+use crate::attention::{Gathered, Heads, ROWS, attend_dense};
+use crate::lanes;
+use crate::slices::{distinct, fusible, read, slice, write};
+
+/// From how many rows of one sequence on gathering its keys for a matrix product pays.
+const CHUNK: usize = 4;
 
 /// What one query row attends to: the first `len` slots of a list.
 ///
@@ -19,7 +27,8 @@ pub struct Context {
 
 /// Attention of row `n` of `q_t_h_d` to the slots in `rows[n]`, with scores scaled by `1/sqrt(d)`; no gradient.
 ///
-/// `k_s_g_d` and `v_s_g_d` are the pools, `h` is a multiple of `g`.
+/// `k_s_g_d` and `v_s_g_d` are the pools, `h` is a multiple of `g`. Neighbouring rows of one sequence (one list, each
+/// row seeing one slot more) are taken together.
 ///
 /// # Errors
 /// When the shapes do not fit, a context is empty or longer than its list, or a slot is not in the pool.
@@ -29,7 +38,13 @@ pub fn attend_paged(
     v_s_g_d: &Tensor,
     rows: &[Context],
 ) -> Result<Tensor> {
-    attend_paged_composed(q_t_h_d, k_s_g_d, v_s_g_d, rows)
+    if !fusible(&[q_t_h_d, k_s_g_d, v_s_g_d]) {
+        return attend_paged_composed(q_t_h_d, k_s_g_d, v_s_g_d, rows);
+    }
+    let heads = check(q_t_h_d, k_s_g_d, v_s_g_d, rows)?;
+    q_t_h_d
+        .contiguous()?
+        .apply_op3_no_bwd(k_s_g_d, v_s_g_d, &Paged { heads, rows })
 }
 
 /// [`attend_paged`] in plain candle operations, a row at a time.
@@ -40,26 +55,40 @@ pub fn attend_paged_composed(
     rows: &[Context],
 ) -> Result<Tensor> {
     check(q_t_h_d, k_s_g_d, v_s_g_d, rows)?;
+    let q_t_h_d = q_t_h_d.detach();
     let mut outputs = Vec::with_capacity(rows.len());
     for (row, context) in rows.iter().enumerate() {
         let slots_m = Tensor::new(&context.slots[..context.len], q_t_h_d.device())?;
-        let k_m_g_d = k_s_g_d.index_select(&slots_m, 0)?;
-        let v_m_g_d = v_s_g_d.index_select(&slots_m, 0)?;
+        let k_m_g_d = k_s_g_d.detach().index_select(&slots_m, 0)?;
+        let v_m_g_d = v_s_g_d.detach().index_select(&slots_m, 0)?;
         outputs.push(attend_dense(&q_t_h_d.narrow(0, row, 1)?, &k_m_g_d, &v_m_g_d)?);
     }
     if outputs.is_empty() {
-        Ok(q_t_h_d.clone())
+        Ok(q_t_h_d)
     } else {
         Tensor::cat(&outputs, 0)
     }
 }
 
-/// Copies row `n` of `rows_t_g_d` into slot `slots[n]` of the pool, in place. No slot may be named twice.
+/// Copies row `n` of `rows_t_g_d` into slot `slots[n]` of the pool, in place. No slot should be named twice.
 ///
 /// # Errors
-/// When the shapes do not fit or a slot is not in the pool.
+/// When the shapes do not fit, a slot is not in the pool, or the rows share the pool's storage.
 pub fn write_slots(pool_s_g_d: &Tensor, rows_t_g_d: &Tensor, slots: &[u32]) -> Result<()> {
-    write_slots_composed(pool_s_g_d, rows_t_g_d, slots)
+    if !fusible(&[pool_s_g_d, rows_t_g_d]) {
+        return write_slots_composed(pool_s_g_d, rows_t_g_d, slots);
+    }
+    check_slots(pool_s_g_d, rows_t_g_d, slots)?;
+    distinct(&[pool_s_g_d, rows_t_g_d])?;
+    let width = pool_s_g_d.elem_count() / pool_s_g_d.dim(0)?.max(1);
+    read([rows_t_g_d], |[rows]| {
+        write(pool_s_g_d, |pool| {
+            for (row, &slot) in rows.chunks_exact(width.max(1)).zip(slots) {
+                pool[slot as usize * width..][..width].copy_from_slice(row);
+            }
+            Ok(())
+        })
+    })
 }
 
 /// [`write_slots`] in plain candle operations.
@@ -75,11 +104,11 @@ pub fn write_slots_composed(pool_s_g_d: &Tensor, rows_t_g_d: &Tensor, slots: &[u
     pool_s_g_d.scatter_set(&slots_t_g_d, &rows_t_g_d.contiguous()?, 0)
 }
 
-fn check(q_t_h_d: &Tensor, k_s_g_d: &Tensor, v_s_g_d: &Tensor, rows: &[Context]) -> Result<()> {
-    let (count, heads, width) = q_t_h_d.dims3()?;
+fn check(q_t_h_d: &Tensor, k_s_g_d: &Tensor, v_s_g_d: &Tensor, rows: &[Context]) -> Result<Heads> {
+    let (count, query, width) = q_t_h_d.dims3()?;
     let (pool, groups, key_width) = k_s_g_d.dims3()?;
-    if key_width != width || groups == 0 || !heads.is_multiple_of(groups) || v_s_g_d.dims() != k_s_g_d.dims()
-    {
+    let fits = key_width == width && v_s_g_d.dims() == k_s_g_d.dims();
+    if !fits || groups == 0 || width == 0 || !query.is_multiple_of(groups) {
         bail!(
             "attend_paged: expected q [t,h,d], pools [s,g,d] with h a multiple of g, found q {:?}, k {:?}, v {:?}",
             q_t_h_d.dims(),
@@ -101,14 +130,20 @@ fn check(q_t_h_d: &Tensor, k_s_g_d: &Tensor, v_s_g_d: &Tensor, rows: &[Context])
                 context.slots.len()
             )
         }
+    }
+    for run in runs(rows) {
+        let context = &rows[run.end - 1];
         if let Some(slot) = context.slots[..context.len]
             .iter()
             .find(|&&slot| slot as usize >= pool)
         {
-            bail!("attend_paged: row {row} names slot {slot} of a pool of {pool}")
+            bail!(
+                "attend_paged: row {} names slot {slot} of a pool of {pool}",
+                run.end - 1
+            )
         }
     }
-    Ok(())
+    Ok(Heads { query, groups, width })
 }
 
 fn check_slots(pool_s_g_d: &Tensor, rows_t_g_d: &Tensor, slots: &[u32]) -> Result<()> {
@@ -124,4 +159,238 @@ fn check_slots(pool_s_g_d: &Tensor, rows_t_g_d: &Tensor, slots: &[u32]) -> Resul
         bail!("write_slots: slot {slot} is not in a pool of {pool}")
     }
     Ok(())
+}
+
+/// Splits rows into runs of at most [`ROWS`] that share a list and see one slot more each.
+fn runs(rows: &[Context]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (index, context) in rows.iter().enumerate() {
+        let continues = |run: &Range<usize>| {
+            let before = &rows[run.end - 1];
+            run.len() < ROWS && Arc::ptr_eq(&before.slots, &context.slots) && before.len + 1 == context.len
+        };
+        match runs.last_mut() {
+            Some(run) if continues(run) => run.end += 1,
+            _ => runs.push(index..index + 1),
+        }
+    }
+    runs
+}
+
+struct Paged<'a> {
+    heads: Heads,
+    rows: &'a [Context],
+}
+
+impl CustomOp3 for Paged<'_> {
+    fn name(&self) -> &'static str {
+        "attend_paged"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (q, k, v) = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
+        let (row, shared) = (self.heads.query_row(), self.heads.shared() * self.heads.width);
+        let mut out = vec![0.0; q.len()];
+        let mut rest = out.as_mut_slice();
+        let (mut chunks, mut singles) = (Vec::new(), Vec::new());
+        for run in runs(self.rows) {
+            let (block, behind) = rest.split_at_mut(run.len() * row);
+            rest = behind;
+            if run.len() >= CHUNK {
+                chunks.push((run, block));
+            } else {
+                for (index, block) in run.zip(block.chunks_exact_mut(row.max(1))) {
+                    singles.extend(
+                        block
+                            .chunks_exact_mut(shared)
+                            .enumerate()
+                            .map(|group| (index, group)),
+                    );
+                }
+            }
+        }
+        chunks
+            .into_par_iter()
+            .for_each_init(Gathered::default, |gathered, (run, out)| {
+                self.attend_chunk(gathered, &run, [&q[run.start * row..run.end * row], k, v], out);
+            });
+        singles
+            .into_par_iter()
+            .for_each_init(Vec::new, |weights, (index, (group, out))| {
+                let q = &q[index * row + group * shared..][..shared];
+                let slots = &self.rows[index].slots[..self.rows[index].len];
+                lanes::run(Single {
+                    heads: self.heads,
+                    group,
+                    q,
+                    k,
+                    v,
+                    slots,
+                    weights,
+                    out,
+                });
+            });
+        Ok((CpuStorage::F32(out), q_layout.shape().clone()))
+    }
+}
+
+impl Paged<'_> {
+    /// Rows of one sequence together: the keys of each head are gathered for a matrix product.
+    fn attend_chunk(
+        &self,
+        gathered: &mut Gathered,
+        run: &Range<usize>,
+        inputs: [&[f32]; 3],
+        out: &mut [f32],
+    ) {
+        let [q, k, v] = inputs;
+        let last = &self.rows[run.end - 1];
+        let slots = last.slots[..last.len].iter().map(|&slot| slot as usize);
+        let shared = self.heads.shared();
+        for group in 0..self.heads.groups {
+            gathered.gather(self.heads, group, k, v, slots.clone());
+            for head in group * shared..(group + 1) * shared {
+                gathered.attend(self.heads, head, q, out);
+            }
+        }
+    }
+}
+
+/// One row and key/value head, reading the pool where it lies.
+struct Single<'a> {
+    heads: Heads,
+    group: usize,
+    /// The query heads that share the key/value head, and their outputs.
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    slots: &'a [u32],
+    weights: &'a mut Vec<f32>,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Single<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (width, keys) = (self.heads.width, self.slots.len());
+        let place = |slot: u32| slot as usize * self.heads.key_row() + self.group * width;
+        self.weights.resize(keys * self.heads.shared(), 0.0);
+        for (key, &slot) in self.slots.iter().enumerate() {
+            let k = &self.k[place(slot)..][..width];
+            for (head, q) in self.q.chunks_exact(width).enumerate() {
+                self.weights[head * keys + key] = lanes::dot(q, k) * self.heads.scale();
+            }
+        }
+        for weights in self.weights.chunks_exact_mut(keys) {
+            let sum = lanes::exp_in_place(weights, lanes::max(weights));
+            lanes::scale(weights, 1.0 / sum);
+        }
+        for (key, &slot) in self.slots.iter().enumerate() {
+            let v = &self.v[place(slot)..][..width];
+            for (head, out) in self.out.chunks_exact_mut(width).enumerate() {
+                lanes::add_scaled(out, v, self.weights[head * keys + key]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::{Segment, attend};
+    use crate::fixtures::{assert_close, noise};
+
+    fn context(slots: &Arc<[u32]>, len: usize) -> Context {
+        Context {
+            slots: slots.clone(),
+            len,
+        }
+    }
+
+    #[test]
+    fn fused_equals_composed() -> Result<()> {
+        let (long, short): (Arc<[u32]>, Arc<[u32]>) = (
+            (0..90).map(|n| n * 37 % 101).collect(),
+            [100, 3, 55, 8, 99].into(),
+        );
+        let mut rows = vec![context(&short, 3), context(&long, 90), context(&short, 5)];
+        rows.extend((2..=81).map(|len| context(&long, len))); // longer than a block of rows
+        rows.extend([1, 2, 3].map(|len| context(&short, len))); // too few for a chunk
+        for (heads, groups, width) in [(1, 1, 1), (4, 2, 8), (9, 3, 64)] {
+            let q = noise(1, &[rows.len(), heads, width]);
+            let (k, v) = (noise(2, &[101, groups, width]), noise(3, &[101, groups, width]));
+            let expected = attend_paged_composed(&q, &k, &v, &rows)?;
+            assert_close(&attend_paged(&q, &k, &v, &rows)?, &expected, 2e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn written_slots_are_attended_as_the_packed_sequence_is() -> Result<()> {
+        let (rows, heads, groups, width) = (9, 4, 2, 8);
+        let q = noise(1, &[rows, heads, width]);
+        let (k, v) = (noise(2, &[rows, groups, width]), noise(3, &[rows, groups, width]));
+        let slots: Arc<[u32]> = [11, 2, 7, 5, 0, 3, 8, 1, 12].into();
+        let (k_pool, v_pool) = (noise(4, &[13, groups, width]), noise(5, &[13, groups, width]));
+        write_slots(&k_pool, &k, &slots)?;
+        write_slots(&v_pool, &v, &slots)?;
+        let contexts: Vec<Context> = (1..=rows).map(|len| context(&slots, len)).collect();
+        let expected = attend(
+            &q,
+            &k,
+            &v,
+            &[Segment {
+                start: 0,
+                len: rows,
+                prefix: None,
+            }],
+        )?;
+        assert_close(&attend_paged(&q, &k_pool, &v_pool, &contexts)?, &expected, 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn writing_touches_the_named_slots_only() -> Result<()> {
+        let (fused, composed) = (noise(4, &[6, 2, 3]), noise(4, &[6, 2, 3]));
+        let before = composed.as_tensor().copy()?;
+        let wide = noise(5, &[2, 4, 3]);
+        let rows = wide.narrow(1, 1, 2)?; // not contiguous
+        write_slots(&fused, &rows, &[5, 1])?;
+        write_slots_composed(&composed, &rows, &[5, 1])?;
+        assert_close(&fused, &composed, 0.0);
+        assert_close(&fused.narrow(0, 2, 3)?, &before.narrow(0, 2, 3)?, 0.0);
+        assert_close(&fused.get(1)?, &rows.get(1)?, 0.0);
+        Ok(())
+    }
+
+    #[test]
+    fn slots_outside_the_pool_and_shared_storage_are_refused() -> Result<()> {
+        let pool = noise(4, &[6, 2, 3]);
+        let slots: Arc<[u32]> = [0, 6].into();
+        let q = noise(1, &[1, 2, 3]);
+        let error = attend_paged(&q, &pool, &pool, &[context(&slots, 2)])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("slot 6 of a pool of 6"), "{error}");
+        assert!(attend_paged(&q, &pool, &pool, &[context(&slots, 1)]).is_ok());
+        let error = attend_paged(&q, &pool, &pool, &[context(&slots, 0)])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("sees 0 of 2 slots"), "{error}");
+        let rows = noise(5, &[2, 2, 3]);
+        let error = write_slots(&pool, &rows, &slots).unwrap_err().to_string();
+        assert!(error.contains("slot 6 is not in a pool of 6"), "{error}");
+        assert!(write_slots(&pool, &pool.narrow(0, 0, 2)?, &[3, 4]).is_err());
+        Ok(())
+    }
 }
