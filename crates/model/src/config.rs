@@ -124,15 +124,23 @@ impl Config {
 
     /// Reads one `config.json`.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.into(), source })?;
-        let fields = serde_json::from_str(&text)
-            .map_err(|error| Error::Format { path: path.into(), what: format!("expected a JSON object: {error}") })?;
+        let text = std::fs::read_to_string(path).map_err(|source| Error::File {
+            path: path.into(),
+            source,
+        })?;
+        let fields = serde_json::from_str(&text).map_err(|error| Error::Format {
+            path: path.into(),
+            what: format!("expected a JSON object: {error}"),
+        })?;
         Self::from_fields(path, fields)
     }
 
     /// Interprets the fields of a `config.json`; `path` stands in the errors.
     pub fn from_fields(path: &Path, fields: Map<String, Value>) -> Result<Self> {
-        let reader = Fields { path: path.into(), map: &fields };
+        let reader = Fields {
+            path: path.into(),
+            map: &fields,
+        };
         let family = reader.family()?;
         reader.refuse_unknown_arithmetic()?;
         let hidden = reader.count("hidden_size")?;
@@ -140,7 +148,10 @@ impl Config {
         let key_value_heads = reader.count_or("num_key_value_heads", heads)?;
         let head_dim = reader.count_or("head_dim", hidden / heads)?;
         if !heads.is_multiple_of(key_value_heads) {
-            return Err(reader.wrong("num_key_value_heads", &format!("a divisor of {heads} attention heads")));
+            return Err(reader.wrong(
+                "num_key_value_heads",
+                &format!("a divisor of {heads} attention heads"),
+            ));
         }
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(reader.wrong("head_dim", &format!("an even width, here {head_dim}")));
@@ -164,7 +175,11 @@ impl Config {
             attention_bias: bias || family == Family::Qwen2,
             output_bias: bias && family != Family::Qwen2,
             max_positions: reader.count_or("max_position_embeddings", usize::MAX)?,
-            window: if windowed { reader.optional_count("sliding_window")? } else { None },
+            window: if windowed {
+                reader.optional_count("sliding_window")?
+            } else {
+                None
+            },
             fields: Map::new(),
         };
         Ok(Self { fields, ..config })
@@ -186,7 +201,10 @@ impl Config {
         let width = self.head_dim as f32;
         (0..self.head_dim / 2)
             .map(|index| 1.0 / base.powf((2 * index) as f32 / width))
-            .map(|frequency| self.rope_scaling.map_or(frequency, |scaling| scaling.stretch(frequency)))
+            .map(|frequency| {
+                self.rope_scaling
+                    .map_or(frequency, |scaling| scaling.stretch(frequency))
+            })
             .collect()
     }
 }
@@ -195,7 +213,8 @@ impl RopeScaling {
     fn stretch(&self, frequency: f32) -> f32 {
         let frequency = f64::from(frequency);
         let wavelengths = self.original_positions * frequency / std::f64::consts::TAU;
-        let ramp = (wavelengths - self.low_frequency_factor) / (self.high_frequency_factor - self.low_frequency_factor);
+        let ramp = (wavelengths - self.low_frequency_factor)
+            / (self.high_frequency_factor - self.low_frequency_factor);
         let kept = ramp.clamp(0.0, 1.0);
         (kept * frequency + (1.0 - kept) * frequency / self.factor) as f32
     }
@@ -214,11 +233,16 @@ impl Fields<'_> {
 
     fn wrong(&self, key: &str, expected: &str) -> Error {
         let found = self.map.get(key).map_or("nothing".into(), ToString::to_string);
-        Error::Format { path: self.path.clone(), what: format!("key `{key}`: expected {expected}, found {found}") }
+        Error::Format {
+            path: self.path.clone(),
+            what: format!("key `{key}`: expected {expected}, found {found}"),
+        }
     }
 
     fn optional_count(&self, key: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         // Larger counts than a file could ever fill are refused here, so that products of two cannot overflow.
         match value.as_u64() {
             Some(count) if (1..=1 << 31).contains(&count) => Ok(Some(count as usize)),
@@ -227,7 +251,8 @@ impl Fields<'_> {
     }
 
     fn count(&self, key: &str) -> Result<usize> {
-        self.optional_count(key)?.ok_or_else(|| self.wrong(key, "a whole number from 1 to 2^31"))
+        self.optional_count(key)?
+            .ok_or_else(|| self.wrong(key, "a whole number from 1 to 2^31"))
     }
 
     fn count_or(&self, key: &str, default: usize) -> Result<usize> {
@@ -242,7 +267,11 @@ impl Fields<'_> {
     }
 
     fn number_or(&self, key: &str, default: f64) -> Result<f64> {
-        if self.get(key).is_some() { self.number(key) } else { Ok(default) }
+        if self.get(key).is_some() {
+            self.number(key)
+        } else {
+            Ok(default)
+        }
     }
 
     fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
@@ -279,13 +308,19 @@ impl Fields<'_> {
     /// `rope_theta` and `rope_scaling` (older).
     fn rope(&self) -> Result<(f64, Option<RopeScaling>)> {
         let outer = self.number_or("rope_theta", 10_000.0)?;
-        let Some(key) = ["rope_parameters", "rope_scaling"].into_iter().find(|key| self.get(key).is_some()) else {
+        let Some(key) = ["rope_parameters", "rope_scaling"]
+            .into_iter()
+            .find(|key| self.get(key).is_some())
+        else {
             return Ok((outer, None));
         };
         let Some(map) = self.get(key).and_then(Value::as_object) else {
             return Err(self.wrong(key, "an object"));
         };
-        let inner = Fields { path: self.path.clone(), map };
+        let inner = Fields {
+            path: self.path.clone(),
+            map,
+        };
         let theta = inner.number_or("rope_theta", outer)?;
         let kind = inner.get("rope_type").or_else(|| inner.get("type"));
         let scaling = match kind.and_then(Value::as_str) {

@@ -121,12 +121,20 @@ impl Decoder {
         device: &Device,
     ) -> Result<Self> {
         if !matches!(dtype, DType::F32 | DType::BF16) {
-            return Err(Error::Request(format!("a decoder computes in f32 or bf16, not in {dtype:?}")));
+            return Err(Error::Request(format!(
+                "a decoder computes in f32 or bf16, not in {dtype:?}"
+            )));
         }
-        let mut loader = Loader { weights, dtype, device };
+        let mut loader = Loader {
+            weights,
+            dtype,
+            device,
+        };
         let (vocabulary, hidden) = (config.vocabulary, config.hidden);
         let embedding_v_d = loader.matrix("model.embed_tokens.weight", vocabulary, hidden)?;
-        let blocks = (0..config.layers).map(|layer| loader.block(config, layer)).collect::<Result<_>>()?;
+        let blocks = (0..config.layers)
+            .map(|layer| loader.block(config, layer))
+            .collect::<Result<_>>()?;
         let norm_d = loader.vector("model.norm.weight", hidden)?;
         let head_v_d = match language_head && !config.tied {
             true => Some(loader.matrix("lm_head.weight", vocabulary, hidden)?),
@@ -134,7 +142,16 @@ impl Decoder {
         };
         let frequencies_r = Tensor::new(config.frequencies(), device)?;
         let (config, adapters) = (config.clone(), None);
-        Ok(Self { config, adapters, dtype, embedding_v_d, blocks, norm_d, head_v_d, frequencies_r })
+        Ok(Self {
+            config,
+            adapters,
+            dtype,
+            embedding_v_d,
+            blocks,
+            norm_d,
+            head_v_d,
+            frequencies_r,
+        })
     }
 
     /// The device that the weights are on.
@@ -157,7 +174,9 @@ impl Decoder {
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocabulary) {
             let vocabulary = self.config.vocabulary;
-            return Err(Error::Request(format!("token {id}: expected an id below the vocabulary of {vocabulary}")));
+            return Err(Error::Request(format!(
+                "token {id}: expected an id below the vocabulary of {vocabulary}"
+            )));
         }
         let ids_t = Tensor::new(ids, self.device())?;
         Ok(self.embedding_v_d.index_select(&ids_t, 0)?.to_dtype(DType::F32)?)
@@ -168,16 +187,23 @@ impl Decoder {
     /// # Errors
     /// A position beyond the model's sliding window, where it has one.
     pub fn rotation(&self, positions: &[u32]) -> Result<Rotation> {
-        let longest = positions.iter().max().map_or(0, |&position| position as usize + 1);
+        let longest = positions
+            .iter()
+            .max()
+            .map_or(0, |&position| position as usize + 1);
         if let Some(window) = self.config.window.filter(|&window| longest > window) {
-            let what = format!("a sequence of {longest} tokens: expected at most the sliding window of {window}");
+            let what =
+                format!("a sequence of {longest} tokens: expected at most the sliding window of {window}");
             return Err(Error::Request(what));
         }
         let positions: Vec<f32> = positions.iter().map(|&position| position as f32).collect();
         let rows = positions.len();
-        let angles_t_r =
-            Tensor::from_vec(positions, (rows, 1), self.device())?.broadcast_mul(&self.frequencies_r.unsqueeze(0)?)?;
-        Ok(Rotation { cos_t_r: angles_t_r.cos()?, sin_t_r: angles_t_r.sin()? })
+        let angles_t_r = Tensor::from_vec(positions, (rows, 1), self.device())?
+            .broadcast_mul(&self.frequencies_r.unsqueeze(0)?)?;
+        Ok(Rotation {
+            cos_t_r: angles_t_r.cos()?,
+            sin_t_r: angles_t_r.sin()?,
+        })
     }
 
     /// The attention of packed rows, for [`Decoder::block`].
@@ -197,7 +223,9 @@ impl Decoder {
             next += segment.len;
         }
         if next != rows {
-            return Err(Error::Request(format!("segments: expected {rows} rows in all, found {next}")));
+            return Err(Error::Request(format!(
+                "segments: expected {rows} rows in all, found {next}"
+            )));
         }
         let rotation = self.rotation(&kernels::positions(segments))?;
         Ok(Attention::Packed { segments, rotation })
@@ -210,7 +238,10 @@ impl Decoder {
     /// A layer that the model does not have, or a failing tensor operation.
     pub fn block(&self, layer: usize, x_t_d: &Tensor, attention: &mut Attention<'_>) -> Result<Tensor> {
         let Some(block) = self.blocks.get(layer) else {
-            return Err(Error::Request(format!("layer {layer}: the model has {} layers", self.config.layers)));
+            return Err(Error::Request(format!(
+                "layer {layer}: the model has {} layers",
+                self.config.layers
+            )));
         };
         let normed_t_d = kernels::rms_norm(x_t_d, &block.input_norm_d, self.config.norm_epsilon)?;
         let x_t_d = (x_t_d + self.attend(layer, block, &normed_t_d, attention)?)?;
@@ -221,7 +252,13 @@ impl Decoder {
         Ok((x_t_d + block.down.apply(&inner_t_i, self.dtype)?)?)
     }
 
-    fn attend(&self, layer: usize, block: &Block, x_t_d: &Tensor, attention: &mut Attention<'_>) -> Result<Tensor> {
+    fn attend(
+        &self,
+        layer: usize,
+        block: &Block,
+        x_t_d: &Tensor,
+        attention: &mut Attention<'_>,
+    ) -> Result<Tensor> {
         let (rows, width) = (x_t_d.dim(0)?, self.config.head_dim);
         let (heads, groups) = (self.config.heads, self.config.key_value_heads);
         let (Attention::Packed { rotation, .. } | Attention::Paged { rotation, .. }) = &*attention;
@@ -229,21 +266,42 @@ impl Decoder {
             Some(weight_d) => kernels::rms_norm(&x_t_h_d, weight_d, self.config.norm_epsilon),
             None => Ok(x_t_h_d),
         };
-        let q_t_h_d = block.query.apply(x_t_d, self.dtype)?.reshape((rows, heads, width))?;
-        let q_t_h_d = kernels::rotate(&head_norm(q_t_h_d, &block.query_norm_d)?, &rotation.cos_t_r, &rotation.sin_t_r)?;
-        let k_t_g_d = block.key.apply(x_t_d, self.dtype)?.reshape((rows, groups, width))?;
-        let k_t_g_d = kernels::rotate(&head_norm(k_t_g_d, &block.key_norm_d)?, &rotation.cos_t_r, &rotation.sin_t_r)?;
-        let v_t_g_d = block.value.apply(x_t_d, self.dtype)?.reshape((rows, groups, width))?;
+        let q_t_h_d = block
+            .query
+            .apply(x_t_d, self.dtype)?
+            .reshape((rows, heads, width))?;
+        let q_t_h_d = kernels::rotate(
+            &head_norm(q_t_h_d, &block.query_norm_d)?,
+            &rotation.cos_t_r,
+            &rotation.sin_t_r,
+        )?;
+        let k_t_g_d = block
+            .key
+            .apply(x_t_d, self.dtype)?
+            .reshape((rows, groups, width))?;
+        let k_t_g_d = kernels::rotate(
+            &head_norm(k_t_g_d, &block.key_norm_d)?,
+            &rotation.cos_t_r,
+            &rotation.sin_t_r,
+        )?;
+        let v_t_g_d = block
+            .value
+            .apply(x_t_d, self.dtype)?
+            .reshape((rows, groups, width))?;
         let mixed_t_h_d = match attention {
             Attention::Packed { segments, .. } => kernels::attend(&q_t_h_d, &k_t_g_d, &v_t_g_d, segments)?,
-            Attention::Paged { pool, slots, rows, .. } => {
+            Attention::Paged {
+                pool, slots, rows, ..
+            } => {
                 let PoolLayer { k, v } = &pool[layer];
                 kernels::write_slots(k, &k_t_g_d, slots)?;
                 kernels::write_slots(v, &v_t_g_d, slots)?;
                 kernels::attend_paged(&q_t_h_d, k, v, rows)?
             }
         };
-        Ok(block.output.apply(&mixed_t_h_d.reshape((rows, heads * width))?, self.dtype)?)
+        Ok(block
+            .output
+            .apply(&mixed_t_h_d.reshape((rows, heads * width))?, self.dtype)?)
     }
 
     /// The final norm; its result is what the heads read (rounded as an input of their product, if `dtype` says so).
@@ -271,15 +329,27 @@ impl Decoder {
         let layers = self.config.layers;
         let deepest = match depths.iter().max() {
             Some(&deepest) if deepest <= layers => deepest,
-            found => return Err(Error::Request(format!("depths: expected 0 to {layers}, found {found:?}"))),
+            found => {
+                return Err(Error::Request(format!(
+                    "depths: expected 0 to {layers}, found {found:?}"
+                )));
+            }
         };
         let mut attention = self.packed(ids.len(), segments)?;
         let mut x_t_d = self.embed(ids)?;
         let mut found = vec![x_t_d.clone(); depths.len()];
         for layer in 0..deepest {
             x_t_d = self.block(layer, &x_t_d, &mut attention)?;
-            let state_t_d = if layer + 1 == layers { self.finish(&x_t_d)? } else { x_t_d.clone() };
-            for (slot, _) in found.iter_mut().zip(depths).filter(|&(_, &depth)| depth == layer + 1) {
+            let state_t_d = if layer + 1 == layers {
+                self.finish(&x_t_d)?
+            } else {
+                x_t_d.clone()
+            };
+            for (slot, _) in found
+                .iter_mut()
+                .zip(depths)
+                .filter(|&(_, &depth)| depth == layer + 1)
+            {
                 *slot = state_t_d.clone();
             }
         }
@@ -309,7 +379,12 @@ impl Decoder {
                 pool.len()
             )));
         }
-        let mut attention = Attention::Paged { pool, slots, rows, rotation: self.rotation(positions)? };
+        let mut attention = Attention::Paged {
+            pool,
+            slots,
+            rows,
+            rotation: self.rotation(positions)?,
+        };
         let mut x_t_d = self.embed(ids)?;
         for layer in 0..self.config.layers {
             x_t_d = self.block(layer, &x_t_d, &mut attention)?.detach();
@@ -330,7 +405,10 @@ impl Decoder {
     /// Every weight, adapters apart, with its Hugging Face name.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         let mut copy = self.clone();
-        copy.tensors_mut().into_iter().map(|(name, tensor)| (name, tensor.clone())).collect()
+        copy.tensors_mut()
+            .into_iter()
+            .map(|(name, tensor)| (name, tensor.clone()))
+            .collect()
     }
 
     /// Turns every weight into a variable, held in f32, and returns the variables by name. Clones made before keep
@@ -351,7 +429,10 @@ impl Decoder {
         let mut copy = self.clone();
         let dtype = self.dtype;
         for (_, linear) in copy.linears_mut() {
-            let adapter = linear.adapter.as_mut().map(|adapter| [&mut adapter.a_r_i, &mut adapter.b_o_r]);
+            let adapter = linear
+                .adapter
+                .as_mut()
+                .map(|adapter| [&mut adapter.a_r_i, &mut adapter.b_o_r]);
             for matrix in adapter.into_iter().flatten().chain([&mut linear.weight_o_i]) {
                 *matrix = narrowed_weight(matrix, dtype)?.detach();
             }
@@ -369,13 +450,25 @@ impl Decoder {
     /// Adapters that are neither merged nor removed; files that cannot be written.
     pub fn save(&self, folder: &Path, dtype: DType) -> Result<()> {
         if self.adapters.is_some() {
-            return Err(Error::Request("a model with adapters is saved merged, or its adapters apart".into()));
+            return Err(Error::Request(
+                "a model with adapters is saved merged, or its adapters apart".into(),
+            ));
         }
-        let name = if dtype == DType::BF16 { "bfloat16" } else { "float32" };
-        std::fs::create_dir_all(folder).map_err(|source| Error::File { path: folder.into(), source })?;
+        let name = if dtype == DType::BF16 {
+            "bfloat16"
+        } else {
+            "float32"
+        };
+        std::fs::create_dir_all(folder).map_err(|source| Error::File {
+            path: folder.into(),
+            source,
+        })?;
         safetensors::write(&folder.join("model.safetensors"), &self.parameters(), dtype)?;
         let path = folder.join("config.json");
-        let text = format!("{:#}\n", serde_json::Value::Object(self.config.fields_with_dtype(name)));
+        let text = format!(
+            "{:#}\n",
+            serde_json::Value::Object(self.config.fields_with_dtype(name))
+        );
         std::fs::write(&path, text).map_err(|source| Error::File { path, source })
     }
 
@@ -387,13 +480,27 @@ impl Decoder {
             for (part, norm_d) in norms {
                 list.push((format!("model.layers.{layer}.{part}.weight"), norm_d));
             }
-            for (part, Linear { weight_o_i, bias_o, .. }) in linears {
+            for (
+                part,
+                Linear {
+                    weight_o_i, bias_o, ..
+                },
+            ) in linears
+            {
                 list.push((format!("model.layers.{layer}.{part}.weight"), weight_o_i));
-                list.extend(bias_o.as_mut().map(|bias_o| (format!("model.layers.{layer}.{part}.bias"), bias_o)));
+                list.extend(
+                    bias_o
+                        .as_mut()
+                        .map(|bias_o| (format!("model.layers.{layer}.{part}.bias"), bias_o)),
+                );
             }
         }
         list.push(("model.norm.weight".to_owned(), &mut self.norm_d));
-        list.extend(self.head_v_d.as_mut().map(|head_v_d| ("lm_head.weight".to_owned(), head_v_d)));
+        list.extend(
+            self.head_v_d
+                .as_mut()
+                .map(|head_v_d| ("lm_head.weight".to_owned(), head_v_d)),
+        );
         list
     }
 
@@ -409,14 +516,27 @@ impl Decoder {
 }
 
 /// The norms of a block, then its linear layers, each by its name within the block.
-type Parts<'a> = (Vec<(&'static str, &'a mut Tensor)>, [(&'static str, &'a mut Linear); 7]);
+type Parts<'a> = (
+    Vec<(&'static str, &'a mut Tensor)>,
+    [(&'static str, &'a mut Linear); 7],
+);
 
 impl Block {
     fn parts_mut(&mut self) -> Parts<'_> {
-        let mut norms =
-            vec![("input_layernorm", &mut self.input_norm_d), ("post_attention_layernorm", &mut self.inner_norm_d)];
-        norms.extend(self.query_norm_d.as_mut().map(|norm_d| ("self_attn.q_norm", norm_d)));
-        norms.extend(self.key_norm_d.as_mut().map(|norm_d| ("self_attn.k_norm", norm_d)));
+        let mut norms = vec![
+            ("input_layernorm", &mut self.input_norm_d),
+            ("post_attention_layernorm", &mut self.inner_norm_d),
+        ];
+        norms.extend(
+            self.query_norm_d
+                .as_mut()
+                .map(|norm_d| ("self_attn.q_norm", norm_d)),
+        );
+        norms.extend(
+            self.key_norm_d
+                .as_mut()
+                .map(|norm_d| ("self_attn.k_norm", norm_d)),
+        );
         let linears = [
             ("self_attn.q_proj", &mut self.query),
             ("self_attn.k_proj", &mut self.key),
@@ -443,14 +563,23 @@ impl Loader<'_> {
     }
 
     fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
-        let tensor = self.weights.take(name, &[rows, columns])?.to_device(self.device)?;
+        let tensor = self
+            .weights
+            .take(name, &[rows, columns])?
+            .to_device(self.device)?;
         Ok(narrowed(&tensor, self.dtype)?)
     }
 
     fn linear(&mut self, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
         let weight_o_i = self.matrix(&format!("{name}.weight"), outputs, inputs)?;
-        let bias_o = bias.then(|| self.vector(&format!("{name}.bias"), outputs)).transpose()?;
-        Ok(Linear { weight_o_i, bias_o, adapter: None })
+        let bias_o = bias
+            .then(|| self.vector(&format!("{name}.bias"), outputs))
+            .transpose()?;
+        Ok(Linear {
+            weight_o_i,
+            bias_o,
+            adapter: None,
+        })
     }
 
     fn block(&mut self, config: &Config, layer: usize) -> Result<Block> {

@@ -33,16 +33,33 @@ impl RewardModel {
     }
 
     /// Builds the reward model out of `weights`.
-    pub fn from_weights(config: &Config, weights: &mut Weights, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn from_weights(
+        config: &Config,
+        weights: &mut Weights,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
         let decoder = Decoder::from_weights(config, weights, false, dtype, device)?;
         let mut linear = |name: &str, outputs: usize| -> Result<Linear> {
-            let weight = weights.take(&format!("{name}.weight"), &[outputs, config.hidden])?.to_device(device)?;
-            let bias_o = weights.take(&format!("{name}.bias"), &[outputs])?.to_device(device)?;
-            Ok(Linear { weight_o_i: narrowed(&weight, dtype)?, bias_o: Some(bias_o), adapter: None })
+            let weight = weights
+                .take(&format!("{name}.weight"), &[outputs, config.hidden])?
+                .to_device(device)?;
+            let bias_o = weights
+                .take(&format!("{name}.bias"), &[outputs])?
+                .to_device(device)?;
+            Ok(Linear {
+                weight_o_i: narrowed(&weight, dtype)?,
+                bias_o: Some(bias_o),
+                adapter: None,
+            })
         };
         let inner = linear("score.0", config.hidden)?;
         let score = linear("score.2", 1)?;
-        Ok(Self { decoder, inner, score })
+        Ok(Self {
+            decoder,
+            inner,
+            score,
+        })
     }
 
     /// The reward of each row of hidden states; take the rows of the sequences' last tokens.
@@ -55,7 +72,10 @@ impl RewardModel {
     /// The reward of each of `segments`, read at its last row.
     pub fn score(&self, ids: &[u32], segments: &[Segment]) -> Result<Vec<f32>> {
         let hidden_t_d = self.decoder.hidden(ids, segments)?;
-        let last: Vec<u32> = segments.iter().map(|segment| (segment.start + segment.len - 1) as u32).collect();
+        let last: Vec<u32> = segments
+            .iter()
+            .map(|segment| (segment.start + segment.len - 1) as u32)
+            .collect();
         let last_n = Tensor::new(last, hidden_t_d.device())?;
         Ok(self.reward(&hidden_t_d.index_select(&last_n, 0)?)?.to_vec1()?)
     }
@@ -98,7 +118,9 @@ impl ClassifierHead {
         device: &Device,
     ) -> Result<Self> {
         let mut take = |name: &str, shape: &[usize]| -> Result<Tensor> {
-            Ok(weights.take(&format!("{prefix}{name}.weight"), shape)?.to_device(device)?)
+            Ok(weights
+                .take(&format!("{prefix}{name}.weight"), shape)?
+                .to_device(device)?)
         };
         Ok(Self {
             projection_i_d: take("risk_level_category_pre", &[inner, hidden])?,
@@ -144,12 +166,19 @@ impl TokenClassifier {
 
     /// Builds the classifier out of `weights`. The heads' sizes are the config's `guard_inner_size` (512 if absent),
     /// `num_risk_level`, `num_category`, `num_query_risk_level` and `num_query_category` (3, 8, 3, 9).
-    pub fn from_weights(config: &Config, weights: &mut Weights, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn from_weights(
+        config: &Config,
+        weights: &mut Weights,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
         let decoder = Decoder::from_weights(config, weights, false, dtype, device)?;
         let size = |key: &str, default: usize| match config.fields.get(key) {
             None => Ok(default),
             Some(value) => value.as_u64().map(|size| size as usize).ok_or_else(|| {
-                Error::Request(format!("config.json, key `{key}`: expected a whole number, found {value}"))
+                Error::Request(format!(
+                    "config.json, key `{key}`: expected a whole number, found {value}"
+                ))
             }),
         };
         let inner = size("guard_inner_size", 512)?;
@@ -160,6 +189,10 @@ impl TokenClassifier {
             ClassifierHead::from_weights(weights, prefix, sizes, config.norm_epsilon, device)
         };
         let (reply, query) = (head("", 8)?, head("query_", 9)?);
-        Ok(Self { decoder, reply, query })
+        Ok(Self {
+            decoder,
+            reply,
+            query,
+        })
     }
 }

@@ -47,13 +47,21 @@ impl Linear {
 /// this is a bf16 product with f32 accumulation, at the speed of f32.
 pub(crate) fn narrowed(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
     let narrow = tensor.to_dtype(dtype)?;
-    if tensor.device().is_cpu() { narrow.to_dtype(DType::F32) } else { Ok(narrow) }
+    if tensor.device().is_cpu() {
+        narrow.to_dtype(DType::F32)
+    } else {
+        Ok(narrow)
+    }
 }
 
 /// `weight` as the second input of a product: one that does not train was narrowed when it was loaded; one that does
 /// is held in f32 and narrowed here.
 pub(crate) fn narrowed_weight(weight: &Tensor, dtype: DType) -> Result<Tensor> {
-    if weight.track_op() { narrowed(weight, dtype) } else { Ok(weight.clone()) }
+    if weight.track_op() {
+        narrowed(weight, dtype)
+    } else {
+        Ok(weight.clone())
+    }
 }
 
 /// `x W^T`, multiplied in the weight's type and returned in f32.

@@ -17,7 +17,15 @@ use crate::weights::{Weights, safetensors};
 use crate::{Error, Result};
 
 /// The linear layers that can have an adapter, by the last part of their name.
-pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+pub const TARGETS: [&str; 7] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
 
 /// What peft writes before every module's name.
 const PREFIX: &str = "base_model.model.";
@@ -38,17 +46,25 @@ impl Lora {
         if self.rank == 0 {
             return Err(Error::Request("lora rank: expected at least 1, found 0".into()));
         }
-        match self.targets.iter().find(|target| !TARGETS.contains(&target.as_str())) {
-            None if self.targets.is_empty() => {
-                Err(Error::Request(format!("lora targets: expected some of {TARGETS:?}, found none")))
-            }
+        match self
+            .targets
+            .iter()
+            .find(|target| !TARGETS.contains(&target.as_str()))
+        {
+            None if self.targets.is_empty() => Err(Error::Request(format!(
+                "lora targets: expected some of {TARGETS:?}, found none"
+            ))),
             None => Ok(()),
-            Some(target) => Err(Error::Request(format!("lora target `{target}`: expected one of {TARGETS:?}"))),
+            Some(target) => Err(Error::Request(format!(
+                "lora target `{target}`: expected one of {TARGETS:?}"
+            ))),
         }
     }
 
     fn targets(&self, module: &str) -> bool {
-        self.targets.iter().any(|target| module.rsplit('.').next() == Some(target))
+        self.targets
+            .iter()
+            .any(|target| module.rsplit('.').next() == Some(target))
     }
 }
 
@@ -63,7 +79,9 @@ impl Decoder {
         let device = self.device().clone();
         self.set_adapters(lora, |_, outputs, inputs| {
             let bound = 1.0 / (inputs as f32).sqrt();
-            let a = (0..lora.rank * inputs).map(|_| random.random_range(-bound..bound)).collect();
+            let a = (0..lora.rank * inputs)
+                .map(|_| random.random_range(-bound..bound))
+                .collect();
             let a_r_i = Tensor::from_vec::<_, f32>(a, (lora.rank, inputs), &device)?;
             Ok((a_r_i, Tensor::zeros((outputs, lora.rank), DType::F32, &device)?))
         })
@@ -77,8 +95,9 @@ impl Decoder {
     /// tensor.
     pub fn load_adapters(&mut self, folder: &Path) -> Result<Vec<(String, Var)>> {
         let lora = read_config(&folder.join("adapter_config.json"))?;
-        let mut weights: Weights =
-            safetensors::read(&folder.join("adapter_model.safetensors"))?.into_iter().collect();
+        let mut weights: Weights = safetensors::read(&folder.join("adapter_model.safetensors"))?
+            .into_iter()
+            .collect();
         let device = self.device().clone();
         let variables = self.set_adapters(&lora, |module, outputs, inputs| {
             let a_r_i = weights.take(&format!("{PREFIX}{module}.lora_A.weight"), &[lora.rank, inputs])?;
@@ -96,16 +115,26 @@ impl Decoder {
     ) -> Result<Vec<(String, Var)>> {
         lora.check()?;
         if self.adapters.is_some() {
-            return Err(Error::Request("the model has adapters already: merge or remove them first".into()));
+            return Err(Error::Request(
+                "the model has adapters already: merge or remove them first".into(),
+            ));
         }
         let scale = lora.alpha / lora.rank as f64;
         let mut variables = Vec::new();
-        for (module, linear) in self.linears_mut().into_iter().filter(|(module, _)| lora.targets(module)) {
+        for (module, linear) in self
+            .linears_mut()
+            .into_iter()
+            .filter(|(module, _)| lora.targets(module))
+        {
             let (outputs, inputs) = linear.weight_o_i.dims2()?;
             let (a_r_i, b_o_r) = matrices(&module, outputs, inputs)?;
             let (a_r_i, b_o_r) = (Var::from_tensor(&a_r_i)?, Var::from_tensor(&b_o_r)?);
             let (a, b) = (a_r_i.as_tensor().clone(), b_o_r.as_tensor().clone());
-            linear.adapter = Some(Adapter { a_r_i: a, b_o_r: b, scale });
+            linear.adapter = Some(Adapter {
+                a_r_i: a,
+                b_o_r: b,
+                scale,
+            });
             variables.push((format!("{PREFIX}{module}.lora_A.weight"), a_r_i));
             variables.push((format!("{PREFIX}{module}.lora_B.weight"), b_o_r));
         }
@@ -153,12 +182,21 @@ impl Decoder {
         let Some(lora) = &self.adapters else {
             return Err(Error::Request("the model has no adapters to save".into()));
         };
-        std::fs::create_dir_all(folder).map_err(|source| Error::File { path: folder.into(), source })?;
+        std::fs::create_dir_all(folder).map_err(|source| Error::File {
+            path: folder.into(),
+            source,
+        })?;
         let mut tensors = Vec::new();
         for (module, Linear { adapter, .. }) in self.clone().linears_mut() {
             if let Some(Adapter { a_r_i, b_o_r, .. }) = adapter {
-                tensors.push((format!("{PREFIX}{module}.lora_A.weight"), a_r_i.to_device(&Device::Cpu)?));
-                tensors.push((format!("{PREFIX}{module}.lora_B.weight"), b_o_r.to_device(&Device::Cpu)?));
+                tensors.push((
+                    format!("{PREFIX}{module}.lora_A.weight"),
+                    a_r_i.to_device(&Device::Cpu)?,
+                ));
+                tensors.push((
+                    format!("{PREFIX}{module}.lora_B.weight"),
+                    b_o_r.to_device(&Device::Cpu)?,
+                ));
             }
         }
         safetensors::write(&folder.join("adapter_model.safetensors"), &tensors, DType::F32)?;
@@ -193,9 +231,14 @@ const REFUSED: [&str; 8] = [
 ];
 
 fn read_config(path: &Path) -> Result<Lora> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::File { path: path.into(), source })?;
-    let config: Value = serde_json::from_str(&text)
-        .map_err(|error| Error::Format { path: path.into(), what: format!("expected a JSON object: {error}") })?;
+    let text = std::fs::read_to_string(path).map_err(|source| Error::File {
+        path: path.into(),
+        source,
+    })?;
+    let config: Value = serde_json::from_str(&text).map_err(|error| Error::Format {
+        path: path.into(),
+        what: format!("expected a JSON object: {error}"),
+    })?;
     let wrong = |key: &str, expected: &str| Error::Format {
         path: path.into(),
         what: format!("key `{key}`: expected {expected}, found {}", config[key]),
@@ -218,10 +261,17 @@ fn read_config(path: &Path) -> Result<Lora> {
         }
     }
     let rank = config["r"].as_u64().ok_or_else(|| wrong("r", "a whole number"))? as usize;
-    let alpha = config["lora_alpha"].as_f64().ok_or_else(|| wrong("lora_alpha", "a number"))?;
+    let alpha = config["lora_alpha"]
+        .as_f64()
+        .ok_or_else(|| wrong("lora_alpha", "a number"))?;
     let targets = config["target_modules"]
         .as_array()
-        .and_then(|targets| targets.iter().map(|target| target.as_str().map(str::to_owned)).collect())
+        .and_then(|targets| {
+            targets
+                .iter()
+                .map(|target| target.as_str().map(str::to_owned))
+                .collect()
+        })
         .ok_or_else(|| wrong("target_modules", "a list of names"))?;
     Ok(Lora { rank, alpha, targets })
 }

@@ -17,8 +17,13 @@ use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// The tokens after the 256 bytes, and whether skipping special tokens skips them; ids count on from 256.
-pub const ADDED_TOKENS: [(&str, bool); 5] =
-    [("<|endoftext|>", true), ("<|im_start|>", true), ("<|im_end|>", true), ("<think>", false), ("</think>", false)];
+pub const ADDED_TOKENS: [(&str, bool); 5] = [
+    ("<|endoftext|>", true),
+    ("<|im_start|>", true),
+    ("<|im_end|>", true),
+    ("<think>", false),
+    ("</think>", false),
+];
 
 /// A chat template in the manner of the family's: turns between marks, an empty think block where thinking is off,
 /// earlier thinking dropped. It knows no tools.
@@ -60,7 +65,10 @@ pub fn tiny_fields(family: Family, tied: bool) -> Map<String, Value> {
     // Both spellings of the rotary base occur in the world, so both occur here.
     match family {
         Family::Qwen3 | Family::Llama => {
-            fields.insert("rope_parameters".into(), json!({"rope_type": "default", "rope_theta": 50_000.0}));
+            fields.insert(
+                "rope_parameters".into(),
+                json!({"rope_type": "default", "rope_theta": 50_000.0}),
+            );
         }
         Family::Qwen2 | Family::Mistral => {
             fields.insert("rope_theta".into(), json!(50_000.0));
@@ -106,8 +114,14 @@ pub fn write_tiny(folder: &Path, family: Family) -> Result<()> {
 pub fn write_tokenizer(folder: &Path) -> Result<()> {
     let files = [
         ("tokenizer.json", format!("{:#}\n", tokenizer_json())),
-        ("tokenizer_config.json", format!("{:#}\n", tokenizer_config_json())),
-        ("generation_config.json", format!("{:#}\n", json!({"eos_token_id": [258, 256], "pad_token_id": 256}))),
+        (
+            "tokenizer_config.json",
+            format!("{:#}\n", tokenizer_config_json()),
+        ),
+        (
+            "generation_config.json",
+            format!("{:#}\n", json!({"eos_token_id": [258, 256], "pad_token_id": 256})),
+        ),
         ("chat_template.jinja", CHAT_TEMPLATE.to_owned()),
     ];
     for (name, text) in files {
@@ -118,8 +132,9 @@ pub fn write_tokenizer(folder: &Path) -> Result<()> {
 }
 
 fn tokenizer_json() -> Value {
-    let vocabulary: Map<String, Value> =
-        (0..=255u8).map(|byte| (byte_character(byte).to_string(), json!(byte))).collect();
+    let vocabulary: Map<String, Value> = (0..=255u8)
+        .map(|byte| (byte_character(byte).to_string(), json!(byte)))
+        .collect();
     let added: Vec<Value> = (256..)
         .zip(ADDED_TOKENS)
         .map(|(id, (content, special))| {
@@ -129,7 +144,8 @@ fn tokenizer_json() -> Value {
             })
         })
         .collect();
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
     json!({
         "version": "1.0",
         "truncation": null,
@@ -173,9 +189,13 @@ fn byte_character(byte: u8) -> char {
 pub fn tensors(config: &Config) -> Result<Vec<(String, Tensor)>> {
     let (hidden, inner, width) = (config.hidden, config.intermediate, config.head_dim);
     let (heads, groups) = (config.heads * width, config.key_value_heads * width);
-    let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![config.vocabulary, hidden])];
+    let mut shapes = vec![(
+        "model.embed_tokens.weight".to_owned(),
+        vec![config.vocabulary, hidden],
+    )];
     for layer in 0..config.layers {
-        let mut add = |part: &str, shape: &[usize]| shapes.push((format!("model.layers.{layer}.{part}"), shape.into()));
+        let mut add =
+            |part: &str, shape: &[usize]| shapes.push((format!("model.layers.{layer}.{part}"), shape.into()));
         add("input_layernorm.weight", &[hidden]);
         add("post_attention_layernorm.weight", &[hidden]);
         if config.family == Family::Qwen3 {
@@ -200,7 +220,10 @@ pub fn tensors(config: &Config) -> Result<Vec<(String, Tensor)>> {
     if !config.tied {
         shapes.push(("lm_head.weight".to_owned(), vec![config.vocabulary, hidden]));
     }
-    shapes.into_iter().map(|(name, shape)| Ok((name.clone(), tensor(&name, &shape)?))).collect()
+    shapes
+        .into_iter()
+        .map(|(name, shape)| Ok((name.clone(), tensor(&name, &shape)?)))
+        .collect()
 }
 
 /// One seeded tensor; its name decides its numbers and, with its shape, its scale (see the module's head).
@@ -219,7 +242,9 @@ pub fn tensor(name: &str, shape: &[usize]) -> Result<Tensor> {
 }
 
 fn fnv1a(name: &str) -> u32 {
-    name.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    name.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 fn mix(mut hash: u32) -> u32 {

@@ -33,17 +33,33 @@ fn metadata(family: Family) -> Vec<(String, Value)> {
     ] {
         list.push((format!("{name}.{key}"), Value::U32(count)));
     }
-    list.push((format!("{name}.attention.layer_norm_rms_epsilon"), Value::F32(1e-6)));
+    list.push((
+        format!("{name}.attention.layer_norm_rms_epsilon"),
+        Value::F32(1e-6),
+    ));
     list.push((format!("{name}.rope.freq_base"), Value::F32(50_000.0)));
     list.push(("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(258)));
-    list.push(("tokenizer.ggml.tokens".to_owned(), Value::Array(vec![Value::String("a".into())])));
+    list.push((
+        "tokenizer.ggml.tokens".to_owned(),
+        Value::Array(vec![Value::String("a".into())]),
+    ));
     list
 }
 
 fn write_gguf(path: &Path, metadata: &[(String, Value)], tensors: &[(String, QTensor)]) -> Outcome {
-    let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
-    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    Ok(gguf_file::write(&mut BufWriter::new(File::create(path)?), &metadata, &tensors)?)
+    let metadata: Vec<_> = metadata
+        .iter()
+        .map(|(key, value)| (key.as_str(), value))
+        .collect();
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor))
+        .collect();
+    Ok(gguf_file::write(
+        &mut BufWriter::new(File::create(path)?),
+        &metadata,
+        &tensors,
+    )?)
 }
 
 /// Rows of each head in llama.cpp's order: pairs (0, half), (1, half + 1), ...
@@ -87,28 +103,51 @@ fn write_tiny_gguf(path: &Path, family: Family, tied: bool) -> Outcome {
 }
 
 fn gguf_source(path: PathBuf) -> Source {
-    Source { weights: WeightsFormat::Gguf(path), folder: None, name: "test".into() }
+    Source {
+        weights: WeightsFormat::Gguf(path),
+        folder: None,
+        name: "test".into(),
+    }
 }
 
 #[test]
 fn a_gguf_file_gives_the_model_it_was_made_from() -> Outcome {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("model.gguf");
-    for (family, tied) in [(Family::Llama, true), (Family::Qwen3, false), (Family::Qwen2, true)] {
+    for (family, tied) in [
+        (Family::Llama, true),
+        (Family::Qwen3, false),
+        (Family::Qwen2, true),
+    ] {
         write_tiny_gguf(&path, family, tied)?;
         let found = Decoder::load(&gguf_source(path.clone()), DType::F32, &Device::Cpu)?;
         let expected = seeded::tiny_decoder(family, tied)?;
-        assert_eq!((found.config.tied, found.config.fields["eos_token_id"].as_u64()), (tied, Some(258)));
+        assert_eq!(
+            (found.config.tied, found.config.fields["eos_token_id"].as_u64()),
+            (tied, Some(258))
+        );
         for ((name, expected), (other, found)) in expected.parameters().iter().zip(found.parameters()) {
             assert_eq!(name, &other);
-            assert_eq!(expected.flatten_all()?.to_vec1::<f32>()?, found.flatten_all()?.to_vec1::<f32>()?, "{name}");
+            assert_eq!(
+                expected.flatten_all()?.to_vec1::<f32>()?,
+                found.flatten_all()?.to_vec1::<f32>()?,
+                "{name}"
+            );
         }
         // Saved as a folder, it is that model again.
         found.save(folder.path(), DType::F32)?;
         let weights = WeightsFormat::Safetensors(vec![folder.path().join("model.safetensors")]);
-        let saved = Source { weights, folder: Some(folder.path().into()), name: "saved".into() };
+        let saved = Source {
+            weights,
+            folder: Some(folder.path().into()),
+            name: "saved".into(),
+        };
         let again = Decoder::load(&saved, DType::F32, &Device::Cpu)?;
-        let segments = [Segment { start: 0, len: 3, prefix: None }];
+        let segments = [Segment {
+            start: 0,
+            len: 3,
+            prefix: None,
+        }];
         let hidden = |decoder: &Decoder| -> Result<Vec<Vec<f32>>, Box<dyn Error>> {
             Ok(decoder.hidden(&[1, 2, 3], &segments)?.to_vec2()?)
         };
@@ -137,15 +176,26 @@ fn every_gguf_type_reads_as_candle_dequantizes_it() -> Outcome {
         let expected = quantized.dequantize(&Device::Cpu)?;
         write_gguf(&path, &metadata(Family::Qwen3), &[("tensor".into(), quantized)])?;
         let found = gguf::Header::read(&path)?.tensors(&config)?;
-        assert_eq!(found[0].1.to_vec2::<f32>()?, expected.to_vec2::<f32>()?, "{dtype:?}");
+        assert_eq!(
+            found[0].1.to_vec2::<f32>()?,
+            expected.to_vec2::<f32>()?,
+            "{dtype:?}"
+        );
         let largest: f32 = source.abs()?.max_all()?.to_scalar()?;
         let lost: f32 = (&found[0].1 - &source)?.abs()?.max_all()?.to_scalar()?;
         assert!(lost <= loss * largest, "{dtype:?} loses {lost} of {largest}");
     }
     let quantized = QTensor::quantize(&source, GgmlDType::Q5_0)?;
-    write_gguf(&path, &metadata(Family::Qwen3), &[("blk.0.attn_q.weight".into(), quantized)])?;
+    write_gguf(
+        &path,
+        &metadata(Family::Qwen3),
+        &[("blk.0.attn_q.weight".into(), quantized)],
+    )?;
     let error = message(gguf::Header::read(&path));
-    assert!(error.contains("blk.0.attn_q.weight") && error.contains("found type 6"), "{error}");
+    assert!(
+        error.contains("blk.0.attn_q.weight") && error.contains("found type 6"),
+        "{error}"
+    );
     Ok(())
 }
 
@@ -175,18 +225,30 @@ fn a_wrong_tensor_is_named_with_both_shapes() -> Outcome {
     let bias = "model.layers.1.self_attn.k_proj.bias";
     let other = Tensor::zeros((3, 5), DType::F32, &Device::Cpu)?;
     let missing = load_changed(|tensors| tensors.retain(|(name, _)| name != bias));
-    assert_eq!(missing, format!("tensor {bias}: expected shape [16], found no such tensor"));
+    assert_eq!(
+        missing,
+        format!("tensor {bias}: expected shape [16], found no such tensor")
+    );
     let misshapen = load_changed(|tensors| {
         for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name == bias) {
             *tensor = other.clone();
         }
     });
-    assert_eq!(misshapen, format!("tensor {bias}: expected shape [16], found shape [3, 5]"));
+    assert_eq!(
+        misshapen,
+        format!("tensor {bias}: expected shape [16], found shape [3, 5]")
+    );
     let extra = load_changed(|tensors| tensors.push(("score.weight".into(), other.clone())));
-    assert_eq!(extra, "tensor score.weight: expected no such tensor in this model, found shape [3, 5]");
+    assert_eq!(
+        extra,
+        "tensor score.weight: expected no such tensor in this model, found shape [3, 5]"
+    );
     let redundant = load_changed(|tensors| {
         tensors.push(("lm_head.weight".into(), other.clone()));
-        tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), other.clone()));
+        tensors.push((
+            "model.layers.0.self_attn.rotary_emb.inv_freq".into(),
+            other.clone(),
+        ));
     });
     assert_eq!(redundant, "it succeeded");
     Ok(())
@@ -208,7 +270,11 @@ fn a_checkpoint_may_be_split_but_holds_no_tensor_twice() -> Outcome {
     };
     let again = Decoder::load(&source(paths.to_vec()), DType::F32, &Device::Cpu)?;
     assert_eq!(again.parameters().len(), parameters.len());
-    let twice = Decoder::load(&source(vec![paths[0].clone(), paths[0].clone()]), DType::F32, &Device::Cpu);
+    let twice = Decoder::load(
+        &source(vec![paths[0].clone(), paths[0].clone()]),
+        DType::F32,
+        &Device::Cpu,
+    );
     assert!(message(twice).ends_with("expected one tensor of this name, found two"));
     let half = Decoder::load(&source(vec![paths[0].clone()]), DType::F32, &Device::Cpu);
     assert!(message(half).ends_with("found no such tensor"));
@@ -225,12 +291,18 @@ fn a_file_cut_short_anywhere_is_an_error() -> Outcome {
     // Closely through the header, then some lengths through the data.
     for length in (0..2500).step_by(9).chain((2500..bytes.len()).step_by(4099)) {
         std::fs::write(&cut, &bytes[..length])?;
-        assert!(Decoder::load(&gguf_source(cut.clone()), DType::F32, &Device::Cpu).is_err(), "{length} bytes");
+        assert!(
+            Decoder::load(&gguf_source(cut.clone()), DType::F32, &Device::Cpu).is_err(),
+            "{length} bytes"
+        );
     }
     seeded::tiny_decoder(Family::Llama, true)?.save(folder.path(), DType::F32)?;
     let bytes = std::fs::read(folder.path().join("model.safetensors"))?;
     for length in (0..2500).step_by(9).chain((2500..bytes.len()).step_by(4099)) {
-        assert!(safetensors::read_bytes(&bytes[..length], &path).is_err(), "{length} bytes");
+        assert!(
+            safetensors::read_bytes(&bytes[..length], &path).is_err(),
+            "{length} bytes"
+        );
     }
     Ok(())
 }
@@ -266,7 +338,9 @@ fn read_raw(bytes: &[u8]) -> Result<String, Box<dyn Error>> {
     let path = folder.path().join("hostile.gguf");
     std::fs::write(&path, bytes)?;
     let config = seeded::tiny_config(Family::Llama, true)?;
-    Ok(message(gguf::Header::read(&path).and_then(|header| header.tensors(&config))))
+    Ok(message(
+        gguf::Header::read(&path).and_then(|header| header.tensors(&config)),
+    ))
 }
 
 #[test]
@@ -277,8 +351,14 @@ fn a_hostile_gguf_header_is_an_error_before_anything_is_allocated() -> Outcome {
         assert!(found.contains(expected), "expected `{expected}`, found `{found}`");
         Ok(())
     };
-    says(raw_gguf(u64::MAX, 0, &padding), "tensors of at least 24 bytes do not fit")?;
-    says(raw_gguf(0, 1 << 40, &padding), "metadata pairs of at least 13 bytes do not fit")?;
+    says(
+        raw_gguf(u64::MAX, 0, &padding),
+        "tensors of at least 24 bytes do not fit",
+    )?;
+    says(
+        raw_gguf(0, 1 << 40, &padding),
+        "metadata pairs of at least 13 bytes do not fit",
+    )?;
     let mut long_key = u64::MAX.to_le_bytes().to_vec();
     long_key.extend(padding);
     says(raw_gguf(0, 1, &long_key), "do not fit")?;
@@ -289,7 +369,10 @@ fn a_hostile_gguf_header_is_an_error_before_anything_is_allocated() -> Outcome {
         bytes.extend(count.to_le_bytes());
         bytes
     };
-    says(raw_gguf(0, 1, &[array(4, u64::MAX / 2), padding.to_vec()].concat()), "array elements")?;
+    says(
+        raw_gguf(0, 1, &[array(4, u64::MAX / 2), padding.to_vec()].concat()),
+        "array elements",
+    )?;
     let mut nested = array(9, 1);
     for _ in 0..100 {
         nested.extend(9u32.to_le_bytes());
@@ -308,7 +391,11 @@ fn a_hostile_gguf_header_is_an_error_before_anything_is_allocated() -> Outcome {
         (vec![32], u64::MAX),
         (vec![32], 1 << 20),
     ] {
-        let entry = [raw_entry("blk.0.attn_q.weight", &dimensions, 0, offset), padding.to_vec()].concat();
+        let entry = [
+            raw_entry("blk.0.attn_q.weight", &dimensions, 0, offset),
+            padding.to_vec(),
+        ]
+        .concat();
         says(raw_gguf(1, 0, &entry), "expected data that lies within the file")?;
     }
     let ragged = [raw_entry("token_embd.weight", &[33], 2, 0), padding.to_vec()].concat();
@@ -316,10 +403,17 @@ fn a_hostile_gguf_header_is_an_error_before_anything_is_allocated() -> Outcome {
     let ranked = [raw_entry("token_embd.weight", &[1; 9], 0, 0), padding.to_vec()].concat();
     says(raw_gguf(1, 0, &ranked), "at most 4 dimensions")?;
     // Many tensors over the same bytes: each fits, together they would not.
-    let mut shared: Vec<u8> = (0..20).flat_map(|index| raw_entry(&index.to_string(), &[1000], 0, 0)).collect();
+    let mut shared: Vec<u8> = (0..20)
+        .flat_map(|index| raw_entry(&index.to_string(), &[1000], 0, 0))
+        .collect();
     shared.extend(padding);
     says(raw_gguf(20, 0, &shared), "tensors apart from each other")?;
-    let twice: Vec<u8> = [raw_entry("a", &[1], 0, 0), raw_entry("a", &[1], 0, 0), padding.to_vec()].concat();
+    let twice: Vec<u8> = [
+        raw_entry("a", &[1], 0, 0),
+        raw_entry("a", &[1], 0, 0),
+        padding.to_vec(),
+    ]
+    .concat();
     says(raw_gguf(2, 0, &twice), "twice")
 }
 
@@ -332,21 +426,36 @@ fn a_hostile_safetensors_header_is_an_error() {
         message(safetensors::read_bytes(&bytes, Path::new("hostile.safetensors")))
     };
     let whole = |header: &str, data: usize| file(header.len() as u64, header, data);
-    assert_eq!(whole(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8), "it succeeded");
+    assert_eq!(
+        whole(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8),
+        "it succeeded"
+    );
     for error in [
         file(u64::MAX, "{}", 0),
         file(1 << 26, "{}", 0),
-        whole(r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}}"#, 8),
+        whole(
+            r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}}"#,
+            8,
+        ),
         whole(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8),
         whole(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8),
         whole(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4),
-        whole(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 8),
+        whole(
+            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#,
+            8,
+        ),
         whole("[1, 2", 8),
     ] {
-        assert!(error.starts_with("hostile.safetensors: expected safetensors"), "{error}");
+        assert!(
+            error.starts_with("hostile.safetensors: expected safetensors"),
+            "{error}"
+        );
     }
     let integers = whole(r#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#, 8);
-    assert_eq!(integers, "tensor a: expected type F32, F16, BF16 or F64, found I64");
+    assert_eq!(
+        integers,
+        "tensor a: expected type F32, F16, BF16 or F64, found I64"
+    );
 }
 
 /// The tiny tokenizer's ids of a rendered conversation, by the `tokenizers` crate and by transformers.
@@ -362,7 +471,9 @@ fn the_tiny_tokenizer_gives_the_ids_that_transformers_gives() -> Outcome {
     let encoding = tokenizer.encode(text, false).map_err(|error| error.to_string())?;
     assert_eq!(serde_json::json!(encoding.get_ids()), golden["rendered"]["ids"]);
     // Thinking marks are ordinary added tokens, so skipping special tokens keeps them.
-    let decoded = tokenizer.decode(encoding.get_ids(), true).map_err(|error| error.to_string())?;
+    let decoded = tokenizer
+        .decode(encoding.get_ids(), true)
+        .map_err(|error| error.to_string())?;
     assert_eq!(decoded, "user\nGrüß Gott\nassistant\n<think>\n\n</think>\n\n");
     Ok(())
 }
@@ -373,17 +484,44 @@ fn a_wrong_configuration_names_file_and_key() {
         let mut fields = seeded::tiny_fields(Family::Llama, true);
         fields.insert(key.into(), value);
         let found = message(Config::from_fields(Path::new("folder/config.json"), fields));
-        assert_eq!(found, format!("folder/config.json: key `{key}`: expected {expected}"));
+        assert_eq!(
+            found,
+            format!("folder/config.json: key `{key}`: expected {expected}")
+        );
     };
     use serde_json::json;
-    says("model_type", json!("gpt2"), "qwen3, qwen2, llama or mistral, found \"gpt2\"");
-    says("hidden_size", json!(-1), "a whole number from 1 to 2^31, found -1");
-    says("num_hidden_layers", json!(null), "a whole number from 1 to 2^31, found null");
-    says("num_key_value_heads", json!(3), "a divisor of 4 attention heads, found 3");
+    says(
+        "model_type",
+        json!("gpt2"),
+        "qwen3, qwen2, llama or mistral, found \"gpt2\"",
+    );
+    says(
+        "hidden_size",
+        json!(-1),
+        "a whole number from 1 to 2^31, found -1",
+    );
+    says(
+        "num_hidden_layers",
+        json!(null),
+        "a whole number from 1 to 2^31, found null",
+    );
+    says(
+        "num_key_value_heads",
+        json!(3),
+        "a divisor of 4 attention heads, found 3",
+    );
     says("head_dim", json!(7), "an even width, here 7, found 7");
     says("hidden_act", json!("gelu"), "\"silu\", found \"gelu\"");
-    says("rms_norm_eps", json!("small"), "a positive number, found \"small\"");
-    says("rope_parameters", json!({"rope_type": "yarn"}), "a rope_type of default or llama3, found {\"rope_type\":\"yarn\"}");
+    says(
+        "rms_norm_eps",
+        json!("small"),
+        "a positive number, found \"small\"",
+    );
+    says(
+        "rope_parameters",
+        json!({"rope_type": "yarn"}),
+        "a rope_type of default or llama3, found {\"rope_type\":\"yarn\"}",
+    );
     says("tie_word_embeddings", json!(1), "true or false, found 1");
 }
 
@@ -400,7 +538,13 @@ fn ids_segments_and_windows_are_checked() -> Outcome {
     assert!(hidden(&[], &[]).contains("at least one token"));
     assert!(hidden(&[1, 2], &[one(0, 1, None)]).contains("expected 2 rows in all, found 1"));
     assert!(hidden(&[1, 2], &[one(0, 1, Some(0)), one(1, 1, None)]).contains("segment 0"));
-    assert!(hidden(&[1, 2, 3], &[one(0, 1, None), one(1, 1, Some(0)), one(2, 1, Some(1))]).contains("segment 2"));
+    assert!(
+        hidden(
+            &[1, 2, 3],
+            &[one(0, 1, None), one(1, 1, Some(0)), one(2, 1, Some(1))]
+        )
+        .contains("segment 2")
+    );
     assert!(message(decoder.decode(&[1], &[0], &mut [], &[0], &[])).contains("pool layers"));
     Ok(())
 }

@@ -18,35 +18,63 @@ use serde_json::{Value, json};
 type Outcome = Result<(), Box<dyn Error>>;
 
 fn golden(name: &str) -> Result<Value, Box<dyn Error>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/logits").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../goldens/logits")
+        .join(name);
     Ok(serde_json::from_str(&std::fs::read_to_string(path)?)?)
 }
 
 fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().into_iter().flatten().filter_map(Value::as_u64).map(|id| id as u32).collect()
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_u64)
+        .map(|id| id as u32)
+        .collect()
 }
 
 fn floats(value: &Value) -> Vec<f32> {
-    value.as_array().into_iter().flatten().filter_map(Value::as_f64).map(|number| number as f32).collect()
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_f64)
+        .map(|number| number as f32)
+        .collect()
 }
 
 fn whole(rows: usize) -> [Segment; 1] {
-    [Segment { start: 0, len: rows, prefix: None }]
+    [Segment {
+        start: 0,
+        len: rows,
+        prefix: None,
+    }]
 }
 
 /// The largest difference between two lists of one length.
 fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
-    found.iter().zip(expected).map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max)
+    found
+        .iter()
+        .zip(expected)
+        .map(|(found, expected)| (found - expected).abs())
+        .fold(0.0, f32::max)
 }
 
 fn tensor_difference(found: &Tensor, expected: &Tensor) -> Result<f32, Box<dyn Error>> {
     assert_eq!(found.dims(), expected.dims());
-    Ok((found - expected)?.abs()?.flatten_all()?.max(D::Minus1)?.to_scalar()?)
+    Ok((found - expected)?
+        .abs()?
+        .flatten_all()?
+        .max(D::Minus1)?
+        .to_scalar()?)
 }
 
 fn all_logits(decoder: &Decoder, ids: &[u32]) -> Result<Vec<Vec<f32>>, Box<dyn Error>> {
-    Ok(decoder.logits(&decoder.hidden(ids, &whole(ids.len()))?)?.to_vec2()?)
+    Ok(decoder
+        .logits(&decoder.hidden(ids, &whole(ids.len()))?)?
+        .to_vec2()?)
 }
 
 fn empty_pool(config: &Config, slots: usize) -> Result<Vec<PoolLayer>, Box<dyn Error>> {
@@ -54,7 +82,10 @@ fn empty_pool(config: &Config, slots: usize) -> Result<Vec<PoolLayer>, Box<dyn E
     (0..config.layers)
         .map(|_| {
             let k = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
-            Ok(PoolLayer { v: k.zeros_like()?, k })
+            Ok(PoolLayer {
+                v: k.zeros_like()?,
+                k,
+            })
         })
         .collect()
 }
@@ -66,8 +97,13 @@ fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Result<Vec<u32>, B
     let (mut start, mut step, mut tokens) = (0, prompt.to_vec(), Vec::new());
     while tokens.len() < count {
         let positions: Vec<u32> = (start..start + step.len() as u32).collect();
-        let rows: Vec<_> =
-            positions.iter().map(|&position| Context { slots: all.clone(), len: position as usize + 1 }).collect();
+        let rows: Vec<_> = positions
+            .iter()
+            .map(|&position| Context {
+                slots: all.clone(),
+                len: position as usize + 1,
+            })
+            .collect();
         let hidden_t_d = decoder.decode(&step, &positions, &mut pool, &positions, &rows)?;
         let last_1_d = hidden_t_d.narrow(0, step.len() - 1, 1)?;
         let token = decoder.logits(&last_1_d)?.argmax(D::Minus1)?.to_vec1::<u32>()?[0];
@@ -130,8 +166,12 @@ fn weights_with(config: &Config, more: &[(&str, &[usize])]) -> Result<Weights, B
 fn reward_head_agrees_with_torch() -> Outcome {
     let golden = &golden("tiny.json")?["heads"];
     let config = seeded::tiny_config(Family::Qwen2, true)?;
-    let more: [(&str, &[usize]); 4] =
-        [("score.0.weight", &[32, 32]), ("score.0.bias", &[32]), ("score.2.weight", &[1, 32]), ("score.2.bias", &[1])];
+    let more: [(&str, &[usize]); 4] = [
+        ("score.0.weight", &[32, 32]),
+        ("score.0.bias", &[32]),
+        ("score.2.weight", &[1, 32]),
+        ("score.2.bias", &[1]),
+    ];
     let mut weights = weights_with(&config, &more)?;
     let model = RewardModel::from_weights(&config, &mut weights, DType::F32, &Device::Cpu)?;
     weights.finish(&config)?;
@@ -162,7 +202,8 @@ fn token_classifier_agrees_with_torch() -> Outcome {
     weights.finish(&config)?;
     let ids = ids(&golden["ids"]);
     let hidden_t_d = model.decoder.hidden(&ids, &whole(ids.len()))?;
-    let last = |tensor: &Tensor| -> Result<Vec<f32>, Box<dyn Error>> { Ok(tensor.get(ids.len() - 1)?.to_vec1()?) };
+    let last =
+        |tensor: &Tensor| -> Result<Vec<f32>, Box<dyn Error>> { Ok(tensor.get(ids.len() - 1)?.to_vec1()?) };
     for (head, prefix) in [(&model.reply, ""), (&model.query, "query_")] {
         let classes = head.classify(&hidden_t_d)?;
         let expected = |name: &str| floats(&golden["classes"][format!("{prefix}{name}")]);
@@ -179,13 +220,19 @@ fn packed_sequences_with_a_shared_prefix_equal_single_ones() -> Outcome {
     let mut packed = prompt.clone();
     let mut segments = whole(prompt.len()).to_vec();
     for reply in &replies {
-        segments.push(Segment { start: packed.len(), len: reply.len(), prefix: Some(0) });
+        segments.push(Segment {
+            start: packed.len(),
+            len: reply.len(),
+            prefix: Some(0),
+        });
         packed.extend(reply);
     }
     let hidden_t_d = decoder.hidden(&packed, &segments)?;
     for (reply, segment) in replies.iter().zip(&segments[1..]) {
         let single: Vec<u32> = prompt.iter().chain(reply).copied().collect();
-        let expected = decoder.hidden(&single, &whole(single.len()))?.narrow(0, prompt.len(), reply.len())?;
+        let expected = decoder
+            .hidden(&single, &whole(single.len()))?
+            .narrow(0, prompt.len(), reply.len())?;
         let found = hidden_t_d.narrow(0, segment.start, segment.len)?;
         assert!(tensor_difference(&found, &expected)? < 1e-5);
     }
@@ -204,11 +251,25 @@ fn paged_rows_in_scattered_slots_equal_packed_ones() -> Outcome {
             ids.push(id);
             positions.push(position as u32);
             to.push(slots[position]);
-            rows.push(Context { slots: slots.clone(), len: position + 1 });
+            rows.push(Context {
+                slots: slots.clone(),
+                len: position + 1,
+            });
         }
     }
     let found = decoder.decode(&ids, &positions, &mut pool, &to, &rows)?;
-    let segments = [Segment { start: 0, len: 4, prefix: None }, Segment { start: 4, len: 3, prefix: None }];
+    let segments = [
+        Segment {
+            start: 0,
+            len: 4,
+            prefix: None,
+        },
+        Segment {
+            start: 4,
+            len: 3,
+            prefix: None,
+        },
+    ];
     assert!(tensor_difference(&found, &decoder.hidden(&ids, &segments)?)? < 1e-5);
     Ok(())
 }
@@ -234,8 +295,14 @@ fn every_trainable_weight_gets_a_gradient() -> Outcome {
         let mut decoder = Decoder::from_weights(&config, &mut weights, true, dtype, &Device::Cpu)?;
         let names: Vec<String> = decoder.parameters().into_iter().map(|(name, _)| name).collect();
         let variables = decoder.make_trainable()?;
-        assert_eq!(names, variables.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
-        let loss = decoder.logits(&decoder.hidden(&[1, 2, 3], &whole(3))?)?.sqr()?.sum_all()?;
+        assert_eq!(
+            names,
+            variables.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        );
+        let loss = decoder
+            .logits(&decoder.hidden(&[1, 2, 3], &whole(3))?)?
+            .sqr()?
+            .sum_all()?;
         let gradients = loss.backward()?;
         for (name, variable) in &variables {
             let gradient = gradients.get(variable).ok_or(format!("no gradient for {name}"))?;
@@ -268,7 +335,14 @@ fn bf16_is_near_f32_and_frozen_equals_trainable() -> Outcome {
 fn adapted() -> Result<(Decoder, Vec<(String, Var)>), Box<dyn Error>> {
     let mut decoder = seeded::tiny_decoder(Family::Qwen3, true)?;
     let targets = vec!["q_proj".into(), "v_proj".into(), "down_proj".into()];
-    let variables = decoder.add_adapters(&Lora { rank: 4, alpha: 6.0, targets }, 7)?;
+    let variables = decoder.add_adapters(
+        &Lora {
+            rank: 4,
+            alpha: 6.0,
+            targets,
+        },
+        7,
+    )?;
     for (name, variable) in &variables {
         variable.set(&seeded::tensor(name, variable.dims())?)?;
     }
@@ -279,9 +353,22 @@ fn adapted() -> Result<(Decoder, Vec<(String, Var)>), Box<dyn Error>> {
 fn fresh_adapters_change_nothing_and_only_they_train() -> Outcome {
     let mut decoder = seeded::tiny_decoder(Family::Llama, false)?;
     let before = decoder.hidden(&[1, 2, 3], &whole(3))?;
-    let variables = decoder.add_adapters(&Lora { rank: 2, alpha: 4.0, targets: vec!["o_proj".into()] }, 1)?;
-    assert_eq!(variables[0].0, "base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight");
-    assert_eq!((variables.len(), variables[0].1.dims(), variables[1].1.dims()), (4, &[2, 32][..], &[32, 2][..]));
+    let variables = decoder.add_adapters(
+        &Lora {
+            rank: 2,
+            alpha: 4.0,
+            targets: vec!["o_proj".into()],
+        },
+        1,
+    )?;
+    assert_eq!(
+        variables[0].0,
+        "base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight"
+    );
+    assert_eq!(
+        (variables.len(), variables[0].1.dims(), variables[1].1.dims()),
+        (4, &[2, 32][..], &[32, 2][..])
+    );
     let after = decoder.hidden(&[1, 2, 3], &whole(3))?;
     assert!(tensor_difference(&after.detach(), &before)? == 0.0);
     let gradients = after.sum_all()?.backward()?;
@@ -302,7 +389,11 @@ fn an_adapters_gradient_is_that_of_its_definition() -> Outcome {
     // With trainable weights, candle's own product computes every gradient; else the frozen product does.
     full.make_trainable()?;
     let loss = |decoder: &Decoder| -> Result<_, Box<dyn Error>> {
-        Ok(decoder.hidden(&[1, 2, 3, 4], &whole(4))?.sqr()?.mean_all()?.backward()?)
+        Ok(decoder
+            .hidden(&[1, 2, 3, 4], &whole(4))?
+            .sqr()?
+            .mean_all()?
+            .backward()?)
     };
     let gradients = [loss(&decoder)?, loss(&full)?];
     for (name, variable) in &variables {
@@ -316,7 +407,11 @@ fn an_adapters_gradient_is_that_of_its_definition() -> Outcome {
 #[test]
 fn adapters_merge_detach_and_survive_a_round_trip() -> Outcome {
     let (decoder, _) = adapted()?;
-    let hidden = |decoder: &Decoder| decoder.hidden(&[1, 2, 3, 4], &whole(4)).map(|hidden_t_d| hidden_t_d.detach());
+    let hidden = |decoder: &Decoder| {
+        decoder
+            .hidden(&[1, 2, 3, 4], &whole(4))
+            .map(|hidden_t_d| hidden_t_d.detach())
+    };
     let adapted = hidden(&decoder)?;
     assert!(tensor_difference(&hidden(&decoder.merge_adapters()?)?, &adapted)? < 1e-5);
     let base = seeded::tiny_decoder(Family::Qwen3, true)?;
@@ -334,7 +429,11 @@ fn adapters_merge_detach_and_survive_a_round_trip() -> Outcome {
 
 fn folder_source(folder: &Path) -> Source {
     let weights = WeightsFormat::Safetensors(vec![folder.join("model.safetensors")]);
-    Source { weights, folder: Some(folder.into()), name: "test".into() }
+    Source {
+        weights,
+        folder: Some(folder.into()),
+        name: "test".into(),
+    }
 }
 
 #[test]
@@ -375,7 +474,9 @@ fn write_checkpoints() -> Outcome {
     seeded::write_tiny(&folder.join("base"), Family::Qwen3)?;
     let (decoder, _) = adapted()?;
     decoder.save_adapters(&folder.join("peft"), "tiny-qwen3")?;
-    decoder.merge_adapters()?.save(&folder.join("merged"), DType::F32)?;
+    decoder
+        .merge_adapters()?
+        .save(&folder.join("merged"), DType::F32)?;
     Ok(())
 }
 
@@ -386,12 +487,19 @@ fn smollm2_agrees_with_transformers() -> Outcome {
         return Ok(());
     };
     let golden = golden("smollm2.json")?;
-    let source = Source { weights: WeightsFormat::Gguf(path), folder: None, name: "smollm2-135m".into() };
+    let source = Source {
+        weights: WeightsFormat::Gguf(path),
+        folder: None,
+        name: "smollm2-135m".into(),
+    };
     let decoder = Decoder::load(&source, DType::F32, &Device::Cpu)?;
     let prompt = ids(&golden["ids"]);
     let rows = all_logits(&decoder, &prompt)?;
     let last = &rows[prompt.len() - 1];
-    let found: Vec<f32> = ids(&golden["top_ids"]).iter().map(|&id| last[id as usize]).collect();
+    let found: Vec<f32> = ids(&golden["top_ids"])
+        .iter()
+        .map(|&id| last[id as usize])
+        .collect();
     let gap = difference(&found, &floats(&golden["top_logits"]));
     println!("largest difference of the twenty likeliest logits: {gap:.2e}");
     assert!(gap < 1e-4);

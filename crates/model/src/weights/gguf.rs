@@ -45,24 +45,47 @@ impl Header {
     /// A file that cannot be read, is not GGUF version 2 or 3, or ends before its header says; a tensor of a type
     /// other than F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::File { path: path.into(), source })?;
-        let file_length = file.metadata().map_err(|source| Error::File { path: path.into(), source })?.len();
-        Bytes { path: path.into(), input: BufReader::new(file), position: 0, length: file_length }.header()
+        let file = File::open(path).map_err(|source| Error::File {
+            path: path.into(),
+            source,
+        })?;
+        let file_length = file
+            .metadata()
+            .map_err(|source| Error::File {
+                path: path.into(),
+                source,
+            })?
+            .len();
+        Bytes {
+            path: path.into(),
+            input: BufReader::new(file),
+            position: 0,
+            length: file_length,
+        }
+        .header()
     }
 
     /// Reads and dequantizes every tensor to f32, renamed as Hugging Face names it, with llama's query and key rows
     /// in Hugging Face's order.
     pub fn tensors(&self, config: &Config) -> Result<Vec<(String, Tensor)>> {
         let permuted = self.text("general.architecture") == Some("llama");
-        let mut file = File::open(&self.path).map_err(|source| Error::File { path: self.path.clone(), source })?;
+        let mut file = File::open(&self.path).map_err(|source| Error::File {
+            path: self.path.clone(),
+            source,
+        })?;
         // Tensors that share their bytes would let a small file fill the memory.
         let mut total = 0u64;
         for (name, entry) in &self.entries {
             total = total.saturating_add(self.extent(name, entry)?.1);
         }
         if total > self.file_length {
-            let what = format!("expected tensors apart from each other, found {total} bytes of them in a smaller file");
-            return Err(Error::Format { path: self.path.clone(), what });
+            let what = format!(
+                "expected tensors apart from each other, found {total} bytes of them in a smaller file"
+            );
+            return Err(Error::Format {
+                path: self.path.clone(),
+                what,
+            });
         }
         let mut tensors = Vec::with_capacity(self.entries.len());
         for (name, entry) in &self.entries {
@@ -81,18 +104,31 @@ impl Header {
     /// First byte and length of a tensor's data, held against the file's length.
     fn extent(&self, name: &str, entry: &Entry) -> Result<(u64, u64)> {
         let block = entry.dtype.block_size();
-        let elements = entry.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+        let elements = entry
+            .shape
+            .iter()
+            .try_fold(1usize, |product, &size| product.checked_mul(size));
         let bytes = elements
             .filter(|elements| elements.is_multiple_of(block))
             .and_then(|elements| (elements / block).checked_mul(entry.dtype.type_size()));
         let start = self.data_start.checked_add(entry.offset);
         start
             .zip(bytes.map(|bytes| bytes as u64))
-            .filter(|&(start, bytes)| start.checked_add(bytes).is_some_and(|end| end <= self.file_length))
+            .filter(|&(start, bytes)| {
+                start
+                    .checked_add(bytes)
+                    .is_some_and(|end| end <= self.file_length)
+            })
             .ok_or_else(|| Error::Tensor {
                 name: name.into(),
-                expected: format!("data that lies within the file's {} bytes, in blocks of {block}", self.file_length),
-                found: format!("shape {:?} of {:?} at offset {}", entry.shape, entry.dtype, entry.offset),
+                expected: format!(
+                    "data that lies within the file's {} bytes, in blocks of {block}",
+                    self.file_length
+                ),
+                found: format!(
+                    "shape {:?} of {:?} at offset {}",
+                    entry.shape, entry.dtype, entry.offset
+                ),
             })
     }
 
@@ -101,7 +137,10 @@ impl Header {
         let mut raw = vec![0u8; bytes as usize];
         file.seek(SeekFrom::Start(start))
             .and_then(|_| file.read_exact(&mut raw))
-            .map_err(|source| Error::File { path: self.path.clone(), source })?;
+            .map_err(|source| Error::File {
+                path: self.path.clone(),
+                source,
+            })?;
         let quantized = qtensor_from_ggml(entry.dtype, &raw, entry.shape.clone(), &Device::Cpu)?;
         Ok(quantized.dequantize(&Device::Cpu)?)
     }
@@ -124,15 +163,31 @@ impl Header {
         if heads == 0 {
             return Err(self.wrong(&key("attention.head_count"), "at least 1", Some("0")));
         }
-        let head_dim = self.optional_count(&key("attention.key_length")).unwrap_or(hidden / heads);
-        if let Some(kind) = self.text(&key("rope.scaling.type")).filter(|kind| *kind != "none") {
+        let head_dim = self
+            .optional_count(&key("attention.key_length"))
+            .unwrap_or(hidden / heads);
+        if let Some(kind) = self
+            .text(&key("rope.scaling.type"))
+            .filter(|kind| *kind != "none")
+        {
             return Err(self.wrong(&key("rope.scaling.type"), "none", Some(kind)));
         }
-        if let Some(rotated) = self.optional_count(&key("rope.dimension_count")).filter(|&count| count != head_dim) {
+        if let Some(rotated) = self
+            .optional_count(&key("rope.dimension_count"))
+            .filter(|&count| count != head_dim)
+        {
             let expected = format!("all {head_dim} dimensions of a head");
-            return Err(self.wrong(&key("rope.dimension_count"), &expected, Some(&rotated.to_string())));
+            return Err(self.wrong(
+                &key("rope.dimension_count"),
+                &expected,
+                Some(&rotated.to_string()),
+            ));
         }
-        let vocabulary = match self.entries.get("token_embd.weight").map(|entry| entry.shape.as_slice()) {
+        let vocabulary = match self
+            .entries
+            .get("token_embd.weight")
+            .map(|entry| entry.shape.as_slice())
+        {
             Some(&[vocabulary, _]) => vocabulary,
             _ => return Err(self.wrong("token_embd.weight", "a tensor of vocabulary x width", None)),
         };
@@ -155,7 +210,11 @@ impl Header {
             "tie_word_embeddings": !self.entries.contains_key("output.weight"),
             "vocab_size": vocabulary,
         });
-        for (field, key) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
+        for (field, key) in [
+            ("bos_token_id", "bos"),
+            ("eos_token_id", "eos"),
+            ("pad_token_id", "padding"),
+        ] {
             if let Some(id) = self.optional_count(&format!("tokenizer.ggml.{key}_token_id")) {
                 fields[field] = json!(id);
             }
@@ -188,7 +247,8 @@ impl Header {
     }
 
     fn count(&self, key: &str) -> Result<usize> {
-        self.optional_count(key).ok_or_else(|| self.wrong(key, "a whole number", None))
+        self.optional_count(key)
+            .ok_or_else(|| self.wrong(key, "a whole number", None))
     }
 
     fn number(&self, key: &str) -> Option<f64> {
@@ -201,7 +261,10 @@ impl Header {
 
     fn wrong(&self, key: &str, expected: &str, found: Option<&str>) -> Error {
         let found = found.unwrap_or("nothing of that kind");
-        Error::Format { path: self.path.clone(), what: format!("key `{key}`: expected {expected}, found {found}") }
+        Error::Format {
+            path: self.path.clone(),
+            what: format!("key `{key}`: expected {expected}, found {found}"),
+        }
     }
 }
 
@@ -214,7 +277,9 @@ fn hugging_face_name(name: &str) -> String {
         _ => {}
     }
     let parts: Vec<&str> = name.split('.').collect();
-    let &["blk", layer, part, kind] = parts.as_slice() else { return name.into() };
+    let &["blk", layer, part, kind] = parts.as_slice() else {
+        return name.into();
+    };
     let part = match part {
         "attn_norm" => "input_layernorm",
         "attn_q" => "self_attn.q_proj",
@@ -254,7 +319,10 @@ struct Bytes {
 
 impl Bytes {
     fn error(&self, what: String) -> Error {
-        Error::Format { path: self.path.clone(), what: format!("GGUF header, byte {}: {what}", self.position) }
+        Error::Format {
+            path: self.path.clone(),
+            what: format!("GGUF header, byte {}: {what}", self.position),
+        }
     }
 
     /// Refuses a count of things, each at least `size` bytes, that the rest of the file cannot hold.
@@ -262,13 +330,18 @@ impl Bytes {
         let left = self.length - self.position;
         match count.checked_mul(size) {
             Some(bytes) if bytes <= left => Ok(count as usize),
-            _ => Err(self.error(format!("{count} {thing} of at least {size} bytes do not fit in the {left} left"))),
+            _ => Err(self.error(format!(
+                "{count} {thing} of at least {size} bytes do not fit in the {left} left"
+            ))),
         }
     }
 
     fn take(&mut self, count: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.fits(count, 1, "bytes")?];
-        self.input.read_exact(&mut bytes).map_err(|source| Error::File { path: self.path.clone(), source })?;
+        self.input.read_exact(&mut bytes).map_err(|source| Error::File {
+            path: self.path.clone(),
+            source,
+        })?;
         self.position += count;
         Ok(bytes)
     }
@@ -329,19 +402,26 @@ impl Bytes {
             _ => 1,
         };
         let count = self.fits(count, size, "array elements")?;
-        (0..count).map(|_| self.value(kind, depth + 1)).collect::<Result<_>>().map(Value::Array)
+        (0..count)
+            .map(|_| self.value(kind, depth + 1))
+            .collect::<Result<_>>()
+            .map(Value::Array)
     }
 
     fn entry(&mut self) -> Result<(String, Entry)> {
         let name = self.string()?;
         let rank = self.u32()?;
         if rank > 4 {
-            return Err(self.error(format!("tensor {name}: expected at most 4 dimensions, found {rank}")));
+            return Err(self.error(format!(
+                "tensor {name}: expected at most 4 dimensions, found {rank}"
+            )));
         }
         let mut shape = Vec::new();
         for _ in 0..rank {
             let size = self.u64()?;
-            shape.push(usize::try_from(size).map_err(|_| self.error(format!("tensor {name}: dimension {size}")))?);
+            shape.push(
+                usize::try_from(size).map_err(|_| self.error(format!("tensor {name}: dimension {size}")))?,
+            );
         }
         shape.reverse();
         let dtype = match self.u32()? {
@@ -354,8 +434,13 @@ impl Bytes {
             14 => GgmlDType::Q6K,
             30 => GgmlDType::BF16,
             other => {
-                let expected = "type F32 (0), F16 (1), Q4_0 (2), Q4_1 (3), Q8_0 (8), Q4_K (12), Q6_K (14) or BF16 (30)";
-                return Err(Error::Tensor { name, expected: expected.into(), found: format!("type {other}") });
+                let expected =
+                    "type F32 (0), F16 (1), Q4_0 (2), Q4_1 (3), Q8_0 (8), Q4_K (12), Q6_K (14) or BF16 (30)";
+                return Err(Error::Tensor {
+                    name,
+                    expected: expected.into(),
+                    found: format!("type {other}"),
+                });
             }
         };
         let offset = self.u64()?;
@@ -389,11 +474,18 @@ impl Bytes {
                 return Err(self.error(format!("tensor {name} is there twice")));
             }
         }
-        let mut header =
-            Header { path: self.path.clone(), metadata, entries, data_start: 0, file_length: self.length };
+        let mut header = Header {
+            path: self.path.clone(),
+            metadata,
+            entries,
+            data_start: 0,
+            file_length: self.length,
+        };
         let alignment = header.optional_count("general.alignment").unwrap_or(32) as u64;
         if !(1..=1 << 20).contains(&alignment) {
-            return Err(self.error(format!("key `general.alignment`: expected 1 to 2^20, found {alignment}")));
+            return Err(self.error(format!(
+                "key `general.alignment`: expected 1 to 2^20, found {alignment}"
+            )));
         }
         header.data_start = self.position.next_multiple_of(alignment);
         Ok(header)

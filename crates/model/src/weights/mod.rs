@@ -51,7 +51,11 @@ impl Weights {
         for (name, tensor) in tensors {
             if self.tensors.insert(name.clone(), tensor).is_some() {
                 let (expected, found) = ("one tensor of this name".into(), "two".into());
-                return Err(Error::Tensor { name, expected, found });
+                return Err(Error::Tensor {
+                    name,
+                    expected,
+                    found,
+                });
             }
         }
         Ok(())
@@ -67,8 +71,15 @@ impl Weights {
     /// # Errors
     /// [`Error::Tensor`] if it is missing or its shape is not `shape`.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let error = |found| Error::Tensor { name: name.into(), expected: format!("shape {shape:?}"), found };
-        let tensor = self.tensors.remove(name).ok_or_else(|| error("no such tensor".into()))?;
+        let error = |found| Error::Tensor {
+            name: name.into(),
+            expected: format!("shape {shape:?}"),
+            found,
+        };
+        let tensor = self
+            .tensors
+            .remove(name)
+            .ok_or_else(|| error("no such tensor".into()))?;
         if tensor.dims() != shape {
             return Err(error(format!("shape {:?}", tensor.dims())));
         }
@@ -83,7 +94,12 @@ impl Weights {
         // Rotary frequencies are computed; a tied head is the embedding, though some files hold it again.
         let redundant =
             |name: &str| name.ends_with("rotary_emb.inv_freq") || (config.tied && name == "lm_head.weight");
-        match self.tensors.iter().filter(|(name, _)| !redundant(name)).min_by_key(|(name, _)| name.as_str()) {
+        match self
+            .tensors
+            .iter()
+            .filter(|(name, _)| !redundant(name))
+            .min_by_key(|(name, _)| name.as_str())
+        {
             None => Ok(()),
             Some((name, tensor)) => Err(Error::Tensor {
                 name: name.clone(),
@@ -96,6 +112,8 @@ impl Weights {
 
 impl FromIterator<(String, Tensor)> for Weights {
     fn from_iter<T: IntoIterator<Item = (String, Tensor)>>(tensors: T) -> Self {
-        Self { tensors: tensors.into_iter().collect() }
+        Self {
+            tensors: tensors.into_iter().collect(),
+        }
     }
 }
