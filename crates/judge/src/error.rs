@@ -37,6 +37,14 @@ pub enum Error {
         /// The key, what was expected and what was found.
         what: String,
     },
+    /// A judge's endpoint cannot work as it is set.
+    #[error("{url}: {what}")]
+    Endpoint {
+        /// The address.
+        url: String,
+        /// What was expected and what was found.
+        what: String,
+    },
     /// The trained heads are missing, or do not fit the base model.
     #[error("judge heads: {what}")]
     Heads {

@@ -1,7 +1,16 @@
 //! The seam between completions and verdicts.
 
-use model::chat::Message;
+use std::sync::{Arc, Mutex};
 
+use model::chat::Message;
+use model::decoder::Decoder;
+use model::source::Source;
+use model::tokenizer::Tokenizer;
+
+use crate::features::{Features, fingerprint};
+use crate::guard::BuiltInGuard;
+use crate::heads::Heads;
+use crate::helpfulness::BuiltInHelpfulness;
 use crate::verdict::{Moderation, Scored, Verdict};
 
 /// A conversation to moderate or to score.
@@ -48,6 +57,37 @@ pub struct Panel {
     pub guard: Box<dyn Guard>,
     /// Scores the answer.
     pub helpfulness: Box<dyn Helpfulness>,
+}
+
+impl Panel {
+    /// The judges that are part of the program, on the base model smollm2-135m, loaded from `source`.
+    ///
+    /// The decoder shares its tensors with the caller's but must not be one that is being trained.
+    ///
+    /// # Errors
+    /// Another base model than the heads were trained on, or a build without trained heads.
+    pub fn built_in(decoder: Decoder, tokenizer: Arc<Tokenizer>, source: &Source) -> crate::Result<Self> {
+        Self::with_heads(Heads::built_in()?, decoder, tokenizer, source)
+    }
+
+    /// As [`Panel::built_in`], with heads of one's own. Guard and helpfulness share each pass of the base model.
+    ///
+    /// # Errors
+    /// Another base model than the heads were trained on, or heads that lack a guard or a helpfulness score.
+    pub fn with_heads(
+        heads: Heads,
+        decoder: Decoder,
+        tokenizer: Arc<Tokenizer>,
+        source: &Source,
+    ) -> crate::Result<Self> {
+        let features = Features::new(decoder, tokenizer, heads.card.layout.clone());
+        heads.check(&features, &fingerprint(source)?)?;
+        let (features, heads) = (Arc::new(Mutex::new(features)), Arc::new(heads));
+        Ok(Self {
+            guard: Box::new(BuiltInGuard::new(Arc::clone(&features), Arc::clone(&heads))?),
+            helpfulness: Box::new(BuiltInHelpfulness::new(features, heads)?),
+        })
+    }
 }
 
 impl Judge for Panel {

@@ -9,6 +9,9 @@
 //! answer. [`reward()`] turns a verdict into the number that training maximises. Whatever could not be scored stays
 //! [`Scored::Unscorable`] with its cause, all the way.
 //!
+//! The guard and the helpfulness score are built in ([`heads`] on the [`features`] of a frozen base model, trained by
+//! [`probe`] from [`data`]) or remote ([`endpoint`]); [`Panel::built_in`] is the default that needs no second model.
+//!
 //! ```
 //! use judge::{Branch, Controversial, Exchange, Judge, Moderation, RewardKind, Safety, Scored, Scripted, Verdict};
 //! use model::chat::Message;
@@ -33,12 +36,25 @@
 //! assert_eq!(reward.scored().map(|reward| (reward.value, reward.branch)), Some((0.8, Branch::Safe)));
 //! ```
 
+pub mod data;
+pub mod endpoint;
 pub mod error;
+pub mod features;
+pub mod guard;
+pub mod heads;
+pub mod helpfulness;
 pub mod judge;
+pub mod probe;
 pub mod reward;
+pub mod rows;
 pub mod verdict;
 
+pub use endpoint::Endpoint;
 pub use error::{Error, Result};
+pub use guard::{BuiltInGuard, Qwen3Guard, RemoteGuard};
+pub use heads::Heads;
+pub use helpfulness::{BuiltInHelpfulness, RemoteHelpfulness};
 pub use judge::{Conversation, Exchange, Guard, Helpfulness, Judge, Panel, Scripted};
 pub use reward::{Branch, Controversial, Reward, RewardKind, reward};
+pub use rows::{score_helpfulness, score_rows};
 pub use verdict::{Category, Moderation, Safety, Scored, Verdict};

@@ -71,14 +71,10 @@ pub struct Reward {
 /// assert_eq!((reward.value, reward.branch), (-5.0, Branch::Refusal));
 /// ```
 pub fn reward(kind: RewardKind, controversial: Controversial, verdict: &Verdict) -> Scored<Reward> {
-    let rewarded = match kind {
+    Scored::from(match kind {
         RewardKind::Hybrid => hybrid(controversial, verdict),
         RewardKind::GuardOnly => guard_only(verdict),
-    };
-    match rewarded {
-        Ok(reward) => Scored::Scored(reward),
-        Err(cause) => Scored::Unscorable(cause),
-    }
+    })
 }
 
 fn guard_only(verdict: &Verdict) -> Result<Reward, String> {

@@ -154,6 +154,15 @@ impl<T> Scored<T> {
     }
 }
 
+impl<T, E: Into<String>> From<Result<T, E>> for Scored<T> {
+    fn from(result: Result<T, E>) -> Self {
+        match result {
+            Ok(value) => Self::Scored(value),
+            Err(cause) => Self::Unscorable(cause.into()),
+        }
+    }
+}
+
 /// Everything the judge says about one completion.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {

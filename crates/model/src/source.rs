@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::hub::{Hub, is_repository};
 use crate::{Error, Result, built_in};
 
 /// Where a model's weights lie.
@@ -60,9 +59,6 @@ pub fn resolve(name: &str, progress: &mut dyn FnMut(Progress)) -> Result<Source>
         } else {
             file_source(&path, name)
         };
-    }
-    if is_repository(name) {
-        return folder_source(&Hub::from_environment()?.fetch(name, progress)?, name);
     }
     Err(Error::Source {
         name: name.into(),

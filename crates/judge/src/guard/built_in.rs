@@ -1,0 +1,215 @@
+//! The built-in guard: trained heads on a frozen base model's hidden states, in this process.
+
+use std::sync::{Arc, PoisonError};
+
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::features::{Feature, SharedFeatures};
+use crate::heads::{
+    Decision, GuardCard, Heads, Inputs, RISK_CLASSES, query_logits, reply_logits, standardise,
+};
+use crate::judge::{Conversation, Guard};
+use crate::verdict::{Category, Moderation, Safety, Scored};
+use crate::{Error, error};
+
+/// A guard that needs no second model: it reads what the base model makes of a conversation.
+///
+/// `score` is the calibrated probability that the text is not safe; the level follows from it by the card's threshold.
+pub struct BuiltInGuard {
+    features: SharedFeatures,
+    heads: Arc<Heads>,
+    card: GuardCard,
+}
+
+impl BuiltInGuard {
+    /// The guard of `heads` on `features`; see [`Heads::check`] for whether the two fit.
+    ///
+    /// # Errors
+    /// When the heads hold no guard.
+    pub fn new(features: SharedFeatures, heads: Arc<Heads>) -> Result<Self> {
+        let card = heads.card.guard.clone().ok_or_else(|| Error::Heads {
+            what: "they hold no guard".into(),
+            hint: "train one with `saferl guard train`".into(),
+        })?;
+        Ok(Self {
+            features,
+            heads,
+            card,
+        })
+    }
+
+    fn judge_replies(&self, features: &[&Feature]) -> error::Result<Vec<Moderation>> {
+        let reply_n_r = standardise(
+            &self.heads.tensors,
+            "guard.reply",
+            &Inputs::replies(features)?.reply_n_r,
+        )?;
+        let logits = reply_logits(&self.heads.tensors, &reply_n_r)?;
+        let refusal_n_2 = probabilities(&logits.refusal_n_2, self.card.refusal)?;
+        let moderations = moderations(&logits.risk_n_3, &logits.category_n_8, self.card.risk)?;
+        let refusals = refusal_n_2
+            .iter()
+            .map(|refusal_2| refusal_2[1] >= self.card.refusal.threshold);
+        Ok(moderations
+            .into_iter()
+            .zip(refusals)
+            .map(|(moderation, refusal)| Moderation {
+                refusal: Some(refusal),
+                ..moderation
+            })
+            .collect())
+    }
+
+    fn judge_prompts(&self, features: &[&Feature]) -> error::Result<Vec<Moderation>> {
+        let prompt_n_f = standardise(&self.heads.tensors, "guard.prompt", &Inputs::prompts(features)?)?;
+        let (risk_n_3, category_n_9) = query_logits(&self.heads.tensors, &prompt_n_f)?;
+        moderations(&risk_n_3, &category_n_9, self.card.query)
+    }
+}
+
+impl Guard for BuiltInGuard {
+    fn moderate(&mut self, conversations: &[Conversation]) -> Vec<Scored<Moderation>> {
+        let features = self
+            .features
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .of(conversations, &mut |_, _| ());
+        let mut scored: Vec<Scored<Moderation>> = features
+            .iter()
+            .map(|feature| Scored::Unscorable(feature.as_ref().err().cloned().unwrap_or_default()))
+            .collect();
+        for replies in [true, false] {
+            let rows: Vec<(usize, &Feature)> = features
+                .iter()
+                .enumerate()
+                .filter_map(|(index, feature)| Some((index, &**feature.as_ref().ok()?)))
+                .filter(|(_, feature)| feature.reply.is_some() == replies)
+                .collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let (indices, rows): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+            let judged = if replies {
+                self.judge_replies(&rows)
+            } else {
+                self.judge_prompts(&rows)
+            };
+            match judged {
+                Ok(judged) => {
+                    for (index, moderation) in indices.into_iter().zip(judged) {
+                        scored[index] = checked(moderation);
+                    }
+                }
+                Err(error) => {
+                    for index in indices {
+                        scored[index] = Scored::Unscorable(format!("built-in guard: {error}"));
+                    }
+                }
+            }
+        }
+        scored
+    }
+}
+
+/// A moderation whose score is a number.
+fn checked(moderation: Moderation) -> Scored<Moderation> {
+    if moderation.score.is_finite() {
+        Scored::Scored(moderation)
+    } else {
+        Scored::Unscorable(format!("built-in guard: the score is {}", moderation.score))
+    }
+}
+
+fn moderations(
+    risk_n_3: &Tensor,
+    category_n_c: &Tensor,
+    decision: Decision,
+) -> error::Result<Vec<Moderation>> {
+    let risk_n_3 = probabilities(risk_n_3, decision)?;
+    let category_n = category_n_c.argmax(1)?.to_vec1::<u32>()?;
+    let moderation = |(risk_3, category): (&Vec<f32>, u32)| {
+        let (safety, score) = level(risk_3, decision.threshold);
+        let categories = if safety == Safety::Safe {
+            vec![]
+        } else {
+            vec![Category::ALL[category as usize]]
+        };
+        Moderation {
+            safety,
+            categories,
+            refusal: None,
+            score,
+        }
+    };
+    Ok(risk_n_3.iter().zip(category_n).map(moderation).collect())
+}
+
+/// The level and the probability of harm: from the threshold on it is the likelier of the two harmful classes.
+fn level(risk_3: &[f32], threshold: f32) -> (Safety, f32) {
+    let score = risk_3[1] + risk_3[2];
+    let harmful = if risk_3[1] >= risk_3[2] {
+        RISK_CLASSES[1]
+    } else {
+        RISK_CLASSES[2]
+    };
+    (
+        if score >= threshold {
+            harmful
+        } else {
+            RISK_CLASSES[0]
+        },
+        score,
+    )
+}
+
+/// Softmax of the logits over the decision's temperature.
+pub(crate) fn probabilities(logits_n_c: &Tensor, decision: Decision) -> error::Result<Vec<Vec<f32>>> {
+    let logits_n_c = logits_n_c.to_vec2::<f32>()?;
+    let softmax = |logits_c: Vec<f32>| {
+        let highest = logits_c.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights_c: Vec<_> = logits_c
+            .iter()
+            .map(|logit| ((logit - highest) / decision.temperature).exp())
+            .collect();
+        let sum: f32 = weights_c.iter().sum();
+        weights_c.into_iter().map(|weight| weight / sum).collect()
+    };
+    Ok(logits_n_c.into_iter().map(softmax).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_follows_the_threshold_and_the_likelier_class() {
+        assert_eq!(level(&[0.6, 0.3, 0.1], 0.5).0, Safety::Safe);
+        assert_eq!(level(&[0.6, 0.3, 0.1], 0.4).0, Safety::Unsafe);
+        assert_eq!(level(&[0.2, 0.3, 0.5], 0.5).0, Safety::Controversial);
+        let nothing = level(&[f32::NAN, f32::NAN, f32::NAN], 0.5);
+        assert!(nothing.1.is_nan());
+    }
+
+    #[test]
+    fn temperature_flattens() {
+        let logits = Tensor::new(&[[0.0_f32, 2.0]], &candle_core::Device::Cpu).unwrap();
+        let sharp = probabilities(
+            &logits,
+            Decision {
+                temperature: 1.0,
+                threshold: 0.5,
+            },
+        )
+        .unwrap();
+        let flat = probabilities(
+            &logits,
+            Decision {
+                temperature: 4.0,
+                threshold: 0.5,
+            },
+        )
+        .unwrap();
+        assert!((sharp[0][1] - 0.880_797).abs() < 1e-5 && (flat[0][1] - 0.622_459).abs() < 1e-5);
+    }
+}
