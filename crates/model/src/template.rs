@@ -376,7 +376,7 @@ mod tests {
             ("c.strip()", "<think>\n a </think>\n\n<|im_end|>b<think>"),
             ("c | trim", "<think>\n a </think>\n\n<|im_end|>b<think>"),
             ("c.split()", "['<think>', 'a', '</think>', '<|im_end|>b<think>']"),
-            ("c | length", "46"),
+            ("c | length", "41"),
             ("c.replace('<think>', '').strip()", "a </think>\n\n<|im_end|>b"),
             ("c.upper().strip()", "<THINK>\n A </THINK>\n\n<|IM_END|>B<THINK>"),
         ] {

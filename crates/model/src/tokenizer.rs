@@ -368,7 +368,7 @@ pub(crate) mod tests {
         let other = small();
         assert_ne!(tokenizer.names, other.names);
         let ids = tokenizer.encode_plain(&other.names[1]).unwrap();
-        assert_eq!(controls_in(&tokenizer, &ids), []);
+        assert_eq!(controls_in(&tokenizer, &ids), [0u32; 0]);
     }
 
     #[test]

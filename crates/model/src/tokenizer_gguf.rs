@@ -4,11 +4,9 @@
 //! such a checkpoint's HF folder has a tokenizer.json.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::Value;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -20,6 +18,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use crate::template::ChatTemplate;
 use crate::tokenizer::Parts;
+use crate::weights::gguf::Header;
 use crate::{Error, Result};
 
 /// `tokenizer.ggml.token_type` of a control token, and of one that a user added.
@@ -28,17 +27,10 @@ const USER_DEFINED: i64 = 4;
 
 /// Reads the tokenizer, the ids that end a turn and the chat template.
 pub(crate) fn load(path: &Path) -> Result<Parts> {
-    let file = File::open(path).map_err(|source| Error::File {
-        path: path.into(),
-        source,
-    })?;
-    let content = Content::read(&mut BufReader::new(file)).map_err(|error| Error::Format {
-        path: path.into(),
-        what: format!("expected a GGUF file: {error}"),
-    })?;
+    let header = Header::read(path)?;
     parts(&Metadata {
         path,
-        values: &content.metadata,
+        values: &header.metadata,
     })
 }
 
