@@ -1,0 +1,387 @@
+//! The command line, parsed purely: nothing here opens a file or loads a model.
+#![allow(dead_code)] // until the commands of train and judge land
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use model::chat::Mode;
+use model::generate::Sampling;
+
+/// Align a language model by reinforcement learning: safe, helpful, and not a refuser.
+#[derive(Debug, Parser)]
+#[command(name = "saferl", version, max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fetch a model into the cache and print where it lies
+    Pull(Pull),
+    /// Talk with a model in the terminal
+    Chat(Chat),
+    /// Answer one prompt
+    Generate(Generate),
+    /// Show the text and the token ids that a model's chat template makes of messages
+    Render(Render),
+    /// Write a run's page, report.html
+    Report(Report),
+}
+
+/// `saferl quickstart`
+#[derive(Debug, Args)]
+pub(crate) struct Quickstart {
+    /// Override a key of the built-in recipe, for example `--set steps=20`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Print one JSON object with the figures before and after
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `saferl pull`
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// A built-in name such as smollm2-135m, or org/name on the Hugging Face hub
+    pub(crate) name: String,
+}
+
+/// How tokens are drawn, and which mode the model answers in.
+#[derive(Debug, Args)]
+pub(crate) struct Drawing {
+    /// Ask the model not to think
+    #[arg(long)]
+    pub(crate) no_think: bool,
+    /// Most new tokens
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) max_tokens: usize,
+    /// Divides the logits; 0 is greedy [default: 0.6, or 0.7 with --no-think]
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f64>,
+    /// Smallest set of tokens whose probability reaches this [default: 0.95, or 0.8 with --no-think]
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f64>,
+    /// The K likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 20)]
+    pub(crate) top_k: usize,
+    /// Tokens at least this share of the likeliest one's probability
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub(crate) min_p: f64,
+    /// Subtracted from the logits of tokens already written
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) presence_penalty: f64,
+    /// Divides the logits of tokens already seen
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f64,
+    /// End the reply at this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// The same seed gives the same reply
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Number type of the weights
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub(crate) dtype: Precision,
+}
+
+impl Drawing {
+    /// The mode that was asked for.
+    pub(crate) fn mode(&self) -> Mode {
+        if self.no_think { Mode::NoThink } else { Mode::Think }
+    }
+
+    /// As the engine wants it; the defaults are those that Qwen3 is published with, by mode.
+    pub(crate) fn sampling(&self) -> Sampling {
+        let (temperature, top_p) = if self.no_think { (0.7, 0.8) } else { (0.6, 0.95) };
+        Sampling {
+            max_new_tokens: self.max_tokens,
+            temperature: self.temperature.unwrap_or(temperature),
+            top_p: self.top_p.unwrap_or(top_p),
+            top_k: self.top_k,
+            min_p: self.min_p,
+            presence_penalty: self.presence_penalty,
+            repetition_penalty: self.repetition_penalty,
+            stop: self.stop.clone(),
+            seed: self.seed,
+        }
+    }
+}
+
+/// Number types of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    /// 32-bit floating point, as references compute
+    F32,
+    /// Brain floating point, half the memory
+    Bf16,
+}
+
+impl From<Precision> for candle_core::DType {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::BF16,
+        }
+    }
+}
+
+/// `saferl chat`
+#[derive(Debug, Args)]
+pub(crate) struct Chat {
+    /// A folder, a .gguf file, a built-in name, or org/name
+    pub(crate) model: String,
+    /// Instructions that stand above the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) drawing: Drawing,
+}
+
+/// `saferl generate`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("input").required(true).args(["prompt", "prompt_tokens"]))]
+pub(crate) struct Generate {
+    /// A folder, a .gguf file, a built-in name, or org/name
+    pub(crate) model: String,
+    /// What the user says
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Token ids to continue, as they are, without the chat template
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub(crate) prompt_tokens: Vec<u32>,
+    /// Instructions that stand above the conversation
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_tokens")]
+    pub(crate) system: Option<String>,
+    /// Print one JSON object with token ids, thinking, content and usage
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) drawing: Drawing,
+}
+
+/// `saferl render`
+#[derive(Debug, Args)]
+pub(crate) struct Render {
+    /// A folder (no weights needed), a .gguf file, a built-in name, or org/name
+    pub(crate) model: String,
+    /// A JSON list of messages, `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) messages: PathBuf,
+    /// Switch thinking off in the template
+    #[arg(long)]
+    pub(crate) no_think: bool,
+    /// Leave out what opens the assistant's turn
+    #[arg(long)]
+    pub(crate) no_generation_prompt: bool,
+    /// Print one JSON object with `text` and `ids`
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A recipe and its overrides.
+#[derive(Debug, Args)]
+pub(crate) struct RecipeArguments {
+    /// The recipe, a TOML file
+    pub(crate) recipe: PathBuf,
+    /// Override a key of the recipe, for example `--set optimizer.learning_rate=1e-5`
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+}
+
+/// `saferl train`
+#[derive(Debug, Args)]
+pub(crate) struct Train {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// Go on from the run's last whole checkpoint
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Resolve the recipe, name what is missing, estimate memory and time, and stop
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) dry_run: bool,
+}
+
+/// `saferl data`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Data {
+    /// Sample and judge answers, and keep the prompts whose answers are neither all safe nor all unsafe
+    Filter(Filter),
+}
+
+/// `saferl data filter`
+#[derive(Debug, Args)]
+pub(crate) struct Filter {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// Where the kept prompts go, as JSONL
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+}
+
+/// `saferl guard`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Guard {
+    /// Train the built-in guard's heads
+    Train(HeadsTrain),
+    /// Judge JSONL rows {"prompt","response"}; a row without a response judges the prompt
+    Score(GuardScore),
+    /// Measure the built-in guard on its held-out data
+    Eval(GuardEval),
+}
+
+/// `saferl reward`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Reward {
+    /// Train the built-in helpfulness head
+    Train(HeadsTrain),
+    /// Score JSONL rows {"prompt","response"}
+    Score(RewardScore),
+}
+
+/// `saferl guard train` and `saferl reward train`
+#[derive(Debug, Args)]
+pub(crate) struct HeadsTrain {
+    /// The recipe, a TOML file that names the labelled sources
+    pub(crate) recipe: PathBuf,
+    /// The folder below which the recipe's public data lies
+    #[arg(long, value_name = "FOLDER", default_value = "data")]
+    pub(crate) data: PathBuf,
+    /// Where the heads go; what the file holds of other heads stays
+    #[arg(long, short, value_name = "FILE", default_value = "heads.safetensors")]
+    pub(crate) output: PathBuf,
+    /// Print one JSON object with the figures
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which heads judge.
+#[derive(Debug, Args)]
+pub(crate) struct HeadsFile {
+    /// A file of trained heads [default: those that are part of the program]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) heads: Option<PathBuf>,
+}
+
+/// `saferl guard eval`
+#[derive(Debug, Args)]
+pub(crate) struct GuardEval {
+    /// The recipe, a TOML file that names the labelled sources
+    pub(crate) recipe: PathBuf,
+    /// The folder below which the recipe's public data lies
+    #[arg(long, value_name = "FOLDER", default_value = "data")]
+    pub(crate) data: PathBuf,
+    #[command(flatten)]
+    pub(crate) heads: HeadsFile,
+    /// Print one JSON object with the figures
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `saferl guard score`
+#[derive(Debug, Args)]
+pub(crate) struct GuardScore {
+    /// A JSONL file; standard input without it
+    pub(crate) rows: Option<PathBuf>,
+    /// `built-in`, or the URL of an OpenAI-compatible server that serves Qwen3Guard-Gen
+    #[arg(long, value_name = "GUARD", default_value = "built-in")]
+    pub(crate) guard: String,
+    /// The guard's name at that server
+    #[arg(long, value_name = "NAME", default_value = "Qwen/Qwen3Guard-Gen-4B")]
+    pub(crate) guard_model: String,
+    #[command(flatten)]
+    pub(crate) heads: HeadsFile,
+}
+
+/// `saferl reward score`
+#[derive(Debug, Args)]
+pub(crate) struct RewardScore {
+    /// A JSONL file; standard input without it
+    pub(crate) rows: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) heads: HeadsFile,
+}
+
+/// `saferl report`
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// The run's folder
+    pub(crate) run: PathBuf,
+}
+
+/// `saferl export`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Export {
+    /// A folder that transformers loads; LoRA adapters are merged into the weights
+    Hf(ExportTarget),
+    /// The LoRA adapters alone, as a folder that PEFT loads
+    Peft(ExportTarget),
+}
+
+/// What to export, and where to.
+#[derive(Debug, Args)]
+pub(crate) struct ExportTarget {
+    /// A run's folder (its last checkpoint), a checkpoint's folder, or any other model
+    pub(crate) checkpoint: String,
+    /// The folder to write
+    #[arg(long, short, value_name = "FOLDER")]
+    pub(crate) output: PathBuf,
+    /// Number type of a whole model's weights; adapters are always f32
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub(crate) dtype: Precision,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Command {
+        Arguments::try_parse_from(line.split(' '))
+            .unwrap_or_else(|error| panic!("{error}"))
+            .command
+    }
+
+    #[test]
+    fn the_command_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sampling_defaults_follow_the_mode() {
+        let sampling = |line: &str| match parse(line) {
+            Command::Generate(generate) => (generate.drawing.mode(), generate.drawing.sampling()),
+            other => panic!("{other:?}"),
+        };
+        let (mode, think) = sampling("saferl generate m --prompt hello");
+        assert_eq!(
+            (mode, think.temperature, think.top_p, think.top_k),
+            (Mode::Think, 0.6, 0.95, 20)
+        );
+        let (mode, plain) =
+            sampling("saferl generate m --prompt hello --no-think --top-k 0 --seed 7 --stop a --stop b");
+        assert_eq!(
+            (mode, plain.temperature, plain.top_p, plain.top_k),
+            (Mode::NoThink, 0.7, 0.8, 0)
+        );
+        assert_eq!(
+            (plain.seed, plain.stop),
+            (7, vec!["a".to_string(), "b".to_string()])
+        );
+        let (_, greedy) = sampling("saferl generate m --prompt-tokens 1,2,3 --temperature 0");
+        assert_eq!(greedy.temperature, 0.0);
+    }
+
+    #[test]
+    fn one_input_is_required() {
+        for line in [
+            "saferl generate m",
+            "saferl generate m --prompt a --prompt-tokens 1",
+        ] {
+            assert!(Arguments::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

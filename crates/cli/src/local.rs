@@ -1,0 +1,94 @@
+//! A model on this machine: its files found, its weights and its tokenizer loaded.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use model::chat::Prompt;
+use model::decoder::Decoder;
+use model::engine::Engine;
+use model::source::{self, Source};
+use model::tokenizer::Tokenizer;
+
+use crate::error::{Error, Result};
+use crate::progress::{Transfer, spinner};
+
+/// The file by which PEFT knows a folder of adapters.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// Slots that an engine has beyond what a prompt and its reply need, so that blocks can be whole.
+const SPARE_SLOTS: usize = 64;
+
+/// Finds a model's files, fetching them with a bar where that is needed.
+pub(crate) fn resolve(name: &str) -> Result<Source> {
+    let mut transfer = Transfer::default();
+    Ok(source::resolve(name, &mut |progress| transfer.update(progress))?)
+}
+
+/// A loaded model.
+pub(crate) struct Local {
+    /// The weights.
+    pub(crate) decoder: Decoder,
+    /// The tokenizer and the chat template.
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// The model that the weights, or the adapters on them, belong to.
+    pub(crate) base: String,
+}
+
+impl Local {
+    /// Loads the model that `name` stands for; a folder of LoRA adapters brings its base model along.
+    pub(crate) fn load(name: &str, dtype: DType) -> Result<Self> {
+        let adapters = adapters_in(name);
+        let base = match &adapters {
+            Some(folder) => base_of(folder)?,
+            None => name.to_string(),
+        };
+        let source = resolve(&base)?;
+        let wait = spinner(&format!("loading {name}"));
+        let tokenizer = Arc::new(Tokenizer::load(&source)?);
+        let mut decoder = Decoder::load(&source, dtype, &Device::Cpu)?;
+        if let Some(folder) = adapters {
+            decoder.load_adapters(&folder)?;
+        }
+        wait.finish_and_clear();
+        Ok(Self {
+            decoder: decoder.frozen()?,
+            tokenizer,
+            base,
+        })
+    }
+
+    /// An engine with room for `prompt` and a reply of `new_tokens`.
+    pub(crate) fn engine_for(&self, prompt: &Prompt, new_tokens: usize) -> Result<Engine> {
+        let room = prompt.ids.len() + new_tokens + SPARE_SLOTS;
+        Ok(Engine::new(
+            self.decoder.clone(),
+            Arc::clone(&self.tokenizer),
+            room,
+        )?)
+    }
+}
+
+/// The folder that `name` is, if it holds LoRA adapters and no model of its own.
+fn adapters_in(name: &str) -> Option<PathBuf> {
+    let folder = Path::new(name);
+    let alone = folder.join(ADAPTER_CONFIG).is_file() && !folder.join("config.json").is_file();
+    alone.then(|| folder.to_path_buf())
+}
+
+/// The model that adapters were trained on, by what PEFT's own file says.
+fn base_of(folder: &Path) -> Result<String> {
+    let path = folder.join(ADAPTER_CONFIG);
+    let text = std::fs::read_to_string(&path).map_err(|source| Error::file(&path, source))?;
+    let broken = |what: String| Error::Format {
+        path: path.clone(),
+        line: None,
+        what,
+    };
+    let config: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| broken(format!("expected JSON: {error}")))?;
+    let base = config
+        .get("base_model_name_or_path")
+        .and_then(serde_json::Value::as_str);
+    base.map(String::from)
+        .ok_or_else(|| broken("expected text at `base_model_name_or_path`, found none".into()))
+}
