@@ -212,6 +212,34 @@ impl Tokenizer {
             mode,
         })
     }
+
+    /// Writes `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and `generation_config.json` (the ids that
+    /// end a turn) into a folder, so that transformers and this program load the same tokenizer from there.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let mut config = Map::from_iter([("tokenizer_class".into(), Json::from("PreTrainedTokenizerFast"))]);
+        let mut files = vec![
+            ("tokenizer.json", self.full.to_string(true).map_err(cause)?),
+            ("generation_config.json", format!("{:#}\n", serde_json::json!({ "eos_token_id": self.end_ids }))),
+        ];
+        if let Some(chat) = &self.chat {
+            config.extend(chat.special_tokens.clone());
+            files.push(("chat_template.jinja", chat.source.clone()));
+            files.extend(chat.tool_source.clone().map(|text| ("additional_chat_templates/tool_use.jinja", text)));
+        }
+        files.push(("tokenizer_config.json", format!("{:#}\n", Json::Object(config))));
+        for (name, text) in files {
+            let path = folder.join(name);
+            let write = |path: &Path| {
+                path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+                std::fs::write(path, text)
+            };
+            write(&path).map_err(|source| Error::File { path, source })?;
+        }
+        Ok(())
+    }
 }
 
 fn cause(error: tokenizers::Error) -> Error {

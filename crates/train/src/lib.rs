@@ -4,7 +4,7 @@
 //! Recipe --Deck--> Question --sample--> Completion --judge--> Group --advantage--> Family --pack--> Pack --loss--> step
 //! ```
 //!
-//! A [`recipe::Recipe`] says everything about a run. The loop reads as the algorithm: deal
+//! A [`recipe::Recipe`] says everything about a run. [`run::Trainer`] holds the loop, which reads as the algorithm: deal
 //! prompts, sample a group of answers to each, judge them, compare them within their group, and take the batch in
 //! several minibatches of the clipped objective in [`gspo`]. Everything random follows from the recipe's seed and the
 //! step, and a checkpoint holds all the rest, so that a killed run resumes bit for bit.
@@ -25,8 +25,12 @@ pub mod advantage;
 pub mod alarm;
 pub mod checkpoint;
 pub mod error;
+pub mod filter;
+pub mod folder;
+pub mod gradient;
 pub mod gspo;
 pub mod journal;
+pub mod judges;
 pub mod metrics;
 pub mod optimizer;
 pub mod pack;
@@ -35,6 +39,7 @@ pub mod question;
 pub mod recipe;
 pub mod report;
 pub mod rollout;
+pub mod run;
 pub mod toy;
 
 pub use error::{Error, Result};

@@ -20,7 +20,10 @@ use crate::error::{Error, Result};
 use crate::recipe::{Format, Kind, Prompts};
 
 /// The program's own prompts; `split` is `train` or `test`.
-const BUILT_IN: &str = include_str!("../data/prompts.jsonl");
+pub(crate) const BUILT_IN: &str = include_str!("../data/prompts.jsonl");
+
+/// What a recipe calls them.
+pub(crate) const BUILT_IN_NAME: &str = "built-in";
 
 /// A prompt to train on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,7 +47,7 @@ pub fn load(recipe: &Prompts) -> Result<Vec<PromptRow>> {
     let path = Path::new(&recipe.source);
     let format = resolve(recipe.format, path);
     let records = match (recipe.source.as_str(), format) {
-        ("built-in", _) => jsonl(path, BUILT_IN)?,
+        (BUILT_IN_NAME, _) => jsonl(path, BUILT_IN)?,
         (_, Format::Csv) => separated(path, b',')?,
         (_, Format::Tsv) => separated(path, b'\t')?,
         (_, Format::Parquet) => parquet(path)?,

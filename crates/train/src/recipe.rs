@@ -26,6 +26,8 @@ pub struct Recipe {
     pub seed: u64,
     /// The model to start from: a path, a built-in name, or `org/name` on the hub.
     pub model: String,
+    /// The type that matrix products take their inputs in; sums, norms and weights in training stay f32.
+    pub dtype: Dtype,
     /// Steps to take; each samples once and updates `update.minibatches` times.
     pub steps: usize,
     /// Modes in which every prompt is answered.
@@ -62,6 +64,7 @@ impl Default for Recipe {
             runs_dir: "runs".into(),
             seed: 1,
             model: "smollm2-135m".into(),
+            dtype: Dtype::F32,
             steps: 40,
             modes: vec![Mode::NoThink],
             prompts: Prompts::default(),
@@ -77,6 +80,16 @@ impl Default for Recipe {
             filter: FilterRecipe::default(),
         }
     }
+}
+
+/// The type of a model's matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits: equal to references.
+    F32,
+    /// bfloat16 inputs with f32 sums.
+    Bf16,
 }
 
 /// The format of a prompt file.
@@ -448,6 +461,21 @@ impl Recipe {
             .map_err(|error| Error::Recipe { path: "resolved".into(), what: error.to_string() })
     }
 
+    /// The first key in which this recipe would give other numbers than `other`, with both values. Keys that only say
+    /// how long, how often saved, how patiently judged or where do not count: a run may be resumed with other ones.
+    pub fn difference(&self, other: &Self) -> Result<Option<String>> {
+        let mut same = other.clone();
+        (same.runs_dir, same.steps) = (self.runs_dir.clone(), self.steps);
+        (same.checkpoint, same.alarm, same.filter) =
+            (self.checkpoint.clone(), self.alarm.clone(), self.filter.clone());
+        (same.judge.attempts, same.judge.wait_s) = (self.judge.attempts, self.judge.wait_s);
+        let table = |recipe: &Self| {
+            toml::Table::try_from(recipe)
+                .map_err(|error| Error::Recipe { path: "resolved".into(), what: error.to_string() })
+        };
+        Ok(first_difference("", &table(self)?, &table(&same)?))
+    }
+
     /// The run's folder.
     pub fn folder(&self) -> PathBuf {
         self.runs_dir.join(&self.run)
@@ -548,6 +576,20 @@ impl Recipe {
     }
 }
 
+fn first_difference(prefix: &str, table: &toml::Table, other: &toml::Table) -> Option<String> {
+    let keys: std::collections::BTreeSet<&String> = table.keys().chain(other.keys()).collect();
+    keys.into_iter().find_map(|key| match (table.get(key), other.get(key)) {
+        (Some(toml::Value::Table(table)), Some(toml::Value::Table(other))) => {
+            first_difference(&format!("{prefix}{key}."), table, other)
+        }
+        (value, other) if value == other => None,
+        (value, other) => {
+            let text = |value: Option<&toml::Value>| value.map_or("absent".into(), ToString::to_string);
+            Some(format!("{prefix}{key} is {}, was {}", text(value), text(other)))
+        }
+    })
+}
+
 fn require(key: &str, expected: &str, found: impl ToString, holds: bool) -> Result<()> {
     if holds {
         return Ok(());
@@ -634,6 +676,17 @@ mod tests {
             let error = parse(text, &[]).unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}`")), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_difference_that_changes_numbers_is_named() {
+        let recipe = Recipe::default();
+        let longer = parse("steps = 99\n[checkpoint]\nevery = 1\n[judge]\nwait_s = 1.0", &[]).unwrap();
+        assert_eq!(longer.difference(&recipe).unwrap(), None);
+        let other = parse("[loss]\nkl = 0.5", &[]).unwrap();
+        assert_eq!(other.difference(&recipe).unwrap().unwrap(), "loss.kl is 0.5, was 0.0");
+        let adapted = parse("[lora]", &[]).unwrap();
+        assert!(adapted.difference(&recipe).unwrap().unwrap().starts_with("lora is"));
     }
 
     #[test]

@@ -1,0 +1,230 @@
+//! A packed micro-batch into log-probabilities, and a loss of them into gradients.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use model::decoder::Decoder;
+
+use crate::error::Result;
+use crate::pack::Pack;
+
+/// Gradients of the trained parameters, in their order; those of micro-batches add up.
+#[derive(Debug)]
+pub struct Gradients<'a> {
+    parameters: &'a [(String, Var)],
+    sums: Vec<Option<Tensor>>,
+}
+
+impl<'a> Gradients<'a> {
+    /// No gradients yet.
+    pub fn new(parameters: &'a [(String, Var)]) -> Self {
+        Self { parameters, sums: vec![None; parameters.len()] }
+    }
+
+    /// The sums; `None` for a parameter that the loss does not depend on.
+    pub fn into_sums(self) -> Vec<Option<Tensor>> {
+        self.sums
+    }
+
+    fn add(&mut self, store: &mut GradStore) -> Result<()> {
+        for ((_, parameter), sum) in self.parameters.iter().zip(&mut self.sums) {
+            let Some(gradient) = store.remove(parameter) else { continue };
+            *sum = Some(match sum.take() {
+                Some(sum) => (sum + gradient)?.detach(),
+                None => gradient.detach(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Log-probabilities of a pack's completion tokens, `n`, at a temperature. Differentiable; with a frozen decoder
+/// nothing is kept for a backward pass.
+pub fn log_probabilities(decoder: &Decoder, pack: &Pack, temperature: f64) -> Result<Tensor> {
+    let mut attention = decoder.packed(pack.ids.len(), &pack.segments)?;
+    let mut x_t_d = decoder.embed(&pack.ids)?;
+    for layer in 0..decoder.config.layers {
+        x_t_d = decoder.block(layer, &x_t_d, &mut attention)?;
+    }
+    read_out(decoder, &x_t_d, pack, temperature)
+}
+
+/// From the last block's output to log-probabilities; only rows that predict something reach norm and head.
+fn read_out(decoder: &Decoder, x_t_d: &Tensor, pack: &Pack, temperature: f64) -> Result<Tensor> {
+    let rows_n = Tensor::new(pack.rows.as_slice(), x_t_d.device())?;
+    let hidden_n_d = decoder.finish(&x_t_d.index_select(&rows_n, 0)?)?;
+    Ok(kernels::log_probability(&hidden_n_d, decoder.head_weight(), &pack.targets, temperature)?)
+}
+
+/// Differentiates `loss`, a scalar of the pack's log-probabilities, and adds to the gradients.
+pub fn backpropagate(
+    decoder: &Decoder,
+    pack: &Pack,
+    temperature: f64,
+    loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    gradients: &mut Gradients<'_>,
+) -> Result<()> {
+    let loss = loss(&log_probabilities(decoder, pack, temperature)?)?;
+    gradients.add(&mut loss.backward()?)
+}
+
+/// Like [`backpropagate`] with only each block's input kept: a block is run again when its turn in the backward pass
+/// has come. Takes the memory of one block instead of all, and a third more time.
+pub fn backpropagate_by_block(
+    decoder: &Decoder,
+    pack: &Pack,
+    temperature: f64,
+    loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    gradients: &mut Gradients<'_>,
+) -> Result<()> {
+    let frozen = decoder.frozen()?;
+    let mut attention = decoder.packed(pack.ids.len(), &pack.segments)?;
+    let mut inputs = vec![frozen.embed(&pack.ids)?];
+    for layer in 0..decoder.config.layers {
+        inputs.push(frozen.block(layer, &inputs[layer], &mut attention)?);
+    }
+
+    let output_t_d = Var::from_tensor(&inputs.split_off(decoder.config.layers)[0])?;
+    let loss = loss(&read_out(decoder, &output_t_d, pack, temperature)?)?;
+    let mut store = loss.backward()?;
+    let mut upstream_t_d = store.remove(&output_t_d);
+    gradients.add(&mut store)?;
+
+    for (layer, input_t_d) in inputs.into_iter().enumerate().rev() {
+        let Some(gradient_t_d) = upstream_t_d else { return Ok(()) };
+        let input_t_d = Var::from_tensor(&input_t_d)?;
+        let output_t_d = decoder.block(layer, &input_t_d, &mut attention)?;
+        // The product's gradient with respect to the output is the gradient that came from above.
+        let mut store = (output_t_d * gradient_t_d.detach())?.sum_all()?.backward()?;
+        upstream_t_d = store.remove(&input_t_d);
+        gradients.add(&mut store)?;
+    }
+    if let Some(gradient_t_d) = upstream_t_d {
+        let embedded_t_d = decoder.embed(&pack.ids)?;
+        gradients.add(&mut (embedded_t_d * gradient_t_d.detach())?.sum_all()?.backward()?)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use model::config::Family;
+    use model::lora::Lora;
+    use model::seeded::tiny_decoder;
+
+    use super::*;
+    use crate::pack::{Example, Family as Answers, pack};
+
+    const PROMPTS: [&[u32]; 2] = [&[10, 20, 30, 40], &[50, 60]];
+    const REPLIES: [&[u32]; 3] = [&[1, 2, 3], &[4], &[5, 6, 7, 8, 9]];
+
+    fn families() -> Vec<Answers<'static>> {
+        let example = |ids: &'static [u32]| Example { ids, sampler: &[], advantage: 1.0 };
+        let family = |prompt| Answers { prompt, examples: REPLIES.map(example).to_vec() };
+        PROMPTS.map(family).to_vec()
+    }
+
+    /// Each completion in a pack of its own, its prompt before it.
+    fn apart() -> Vec<Pack> {
+        let alone = families().into_iter().flat_map(|family| {
+            let Answers { prompt, examples } = family;
+            examples.into_iter().map(move |example| Answers { prompt, examples: vec![example] })
+        });
+        alone.flat_map(|family| pack(&[family], 1)).collect()
+    }
+
+    fn trainable(lora: bool) -> (Decoder, Vec<(String, Var)>) {
+        let mut decoder = tiny_decoder(Family::Qwen3, true).unwrap();
+        let parameters = if lora {
+            let lora = Lora { rank: 2, alpha: 4.0, targets: vec!["q_proj".into(), "down_proj".into()] };
+            let parameters = decoder.add_adapters(&lora, 1).unwrap();
+            // B is zero at first, and A would get no gradient.
+            for (name, parameter) in &parameters {
+                if name.contains("lora_B") {
+                    parameter.set(&(parameter.ones_like().unwrap() * 0.1).unwrap()).unwrap();
+                }
+            }
+            parameters
+        } else {
+            decoder.make_trainable().unwrap()
+        };
+        (decoder, parameters)
+    }
+
+    fn gradients(
+        decoder: &Decoder,
+        parameters: &[(String, Var)],
+        packs: &[Pack],
+        by_block: bool,
+    ) -> (Vec<f32>, Vec<Option<Tensor>>) {
+        let mut gradients = Gradients::new(parameters);
+        let mut values = Vec::new();
+        for pack in packs {
+            let loss = |new_n: &Tensor| {
+                values.extend(new_n.to_vec1::<f32>()?);
+                Ok(new_n.sqr()?.sum_all()?)
+            };
+            match by_block {
+                true => backpropagate_by_block(decoder, pack, 0.8, loss, &mut gradients).unwrap(),
+                false => backpropagate(decoder, pack, 0.8, loss, &mut gradients).unwrap(),
+            }
+        }
+        (values, gradients.into_sums())
+    }
+
+    fn assert_close(parameters: &[(String, Var)], one: &[Option<Tensor>], other: &[Option<Tensor>]) {
+        for (((name, _), one), other) in parameters.iter().zip(one).zip(other) {
+            let flat = |gradient: &Option<Tensor>| -> Vec<f32> {
+                gradient.as_ref().expect(name).flatten_all().unwrap().to_vec1().unwrap()
+            };
+            let (one, other) = (flat(one), flat(other));
+            let scale = one.iter().fold(0.0, |scale: f32, value| scale.max(value.abs()));
+            assert!(scale > 0.0, "{name} has no gradient");
+            for (one, other) in one.iter().zip(&other) {
+                assert!((one - other).abs() < 1e-4 * scale, "{name}: {one} {other}, largest {scale}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_shared_prompt_gives_what_separate_sequences_give() {
+        let (decoder, parameters) = trainable(false);
+        let together = gradients(&decoder, &parameters, &pack(&families(), 100), false);
+        let apart = gradients(&decoder, &parameters, &apart(), false);
+        assert_eq!(together.0.len(), 18);
+        assert!(together.0.iter().zip(&apart.0).all(|(one, other)| (one - other).abs() < 1e-5));
+        assert_close(&parameters, &together.1, &apart.1);
+    }
+
+    #[test]
+    fn micro_batches_add_up_to_one_batch() {
+        let (decoder, parameters) = trainable(true);
+        let one = pack(&families(), 100);
+        let many = pack(&families(), 8);
+        assert!(one.len() == 1 && many.len() > 2);
+        let one = gradients(&decoder, &parameters, &one, false);
+        let many = gradients(&decoder, &parameters, &many, false);
+        assert_close(&parameters, &one.1, &many.1);
+    }
+
+    #[test]
+    fn recomputing_block_by_block_changes_nothing() {
+        for lora in [false, true] {
+            let (decoder, parameters) = trainable(lora);
+            let packs = pack(&families(), 16);
+            let plain = gradients(&decoder, &parameters, &packs, false);
+            let recomputed = gradients(&decoder, &parameters, &packs, true);
+            assert_eq!(plain.0, recomputed.0);
+            assert_close(&parameters, &plain.1, &recomputed.1);
+        }
+    }
+
+    #[test]
+    fn a_frozen_decoder_agrees_and_keeps_no_graph() {
+        let (decoder, _) = trainable(false);
+        let pack = &pack(&families(), 100)[0];
+        let traced = log_probabilities(&decoder, pack, 1.0).unwrap();
+        let frozen = log_probabilities(&decoder.frozen().unwrap(), pack, 1.0).unwrap();
+        assert_eq!(traced.to_vec1::<f32>().unwrap(), frozen.to_vec1::<f32>().unwrap());
+        assert!(traced.track_op() && !frozen.track_op());
+    }
+}
