@@ -1,9 +1,8 @@
 //! Causal grouped-query attention over packed sequences, without padding.
 //!
-//! The fused form takes [`ROWS`] query rows of one head at a time: a product gives their scores, the softmax runs
-//! in place, a second product gives the output. Scores never exist for more than those rows. The backward pass
-//! recomputes them the same way (as in FlashAttention, Dao et al. 2022, arXiv 2205.14135, without its tiling of the
-//! keys).
+//! The fused form takes [`ROWS`] query rows of one key/value head at a time and goes through `rows.rs`, as decoding
+//! does. Scores never exist for more than those rows. The backward pass recomputes them by matrix products (as in
+//! FlashAttention, Dao et al. 2022, arXiv 2205.14135, without its tiling of the keys).
 
 use std::sync::Arc;
 
@@ -13,6 +12,8 @@ use rayon::prelude::*;
 
 use crate::lanes;
 use crate::matmul::{View, multiply};
+use crate::product::arch;
+use crate::rows::Rows;
 use crate::slices::{fusible, read, slice};
 
 /// How many query rows of a head are taken at a time.
@@ -141,7 +142,7 @@ fn check_shapes(q_t_h_d: &Tensor, k_t_g_d: &Tensor, v_t_g_d: &Tensor) -> Result<
     let (rows, query, width) = q_t_h_d.dims3()?;
     let (key_rows, groups, key_width) = k_t_g_d.dims3()?;
     let fits = key_rows == rows && key_width == width && v_t_g_d.dims() == k_t_g_d.dims();
-    if !fits || groups == 0 || width == 0 || !query.is_multiple_of(groups) {
+    if !fits || query == 0 || groups == 0 || width == 0 || !query.is_multiple_of(groups) {
         bail!(
             "attend: expected q [t,h,d], k and v [t,g,d] with h a multiple of g, found q {:?}, k {:?}, v {:?}",
             q_t_h_d.dims(),
@@ -209,6 +210,19 @@ impl Heads {
         1.0 / (self.width as f32).sqrt()
     }
 
+    /// Rows of queries taken apart: for each key/value head the parts of the rows that share it.
+    pub(crate) fn by_group(self, rows: &mut [f32]) -> Vec<Vec<&mut [f32]>> {
+        let count = rows.len() / self.query_row();
+        let mut groups: Vec<Vec<&mut [f32]>> = vec![];
+        groups.resize_with(self.groups, || Vec::with_capacity(count));
+        for row in rows.chunks_exact_mut(self.query_row()) {
+            for (group, part) in groups.iter_mut().zip(row.chunks_exact_mut(self.shared() * self.width)) {
+                group.push(part);
+            }
+        }
+        groups
+    }
+
     /// Head `head` of rows of queries.
     fn queries(self, rows: &[f32], head: usize) -> View<'_> {
         View::new(
@@ -245,23 +259,6 @@ impl Gathered {
                 target.extend_from_slice(&source[first..first + heads.width]);
             }
         }
-    }
-
-    /// Writes head `head` of the output of rows that see these keys as in [`attend_dense`].
-    pub(crate) fn attend(&mut self, heads: Heads, head: usize, q: &[f32], out: &mut [f32]) {
-        let rows = q.len() / heads.query_row();
-        let keys = self.k_m_d.len() / heads.width;
-        self.weigh(heads, head, q, keys);
-        let weights = View::new(&self.scores, rows, keys, keys);
-        let values = View::new(&self.v_m_d, keys, heads.width, heads.width);
-        multiply(
-            &mut out[head * heads.width..],
-            heads.query_row(),
-            weights,
-            values,
-            1.0,
-            false,
-        );
     }
 
     /// Leaves in `scores` the weights of rows of one head over the first `keys` keys.
@@ -376,25 +373,30 @@ impl CustomOp3 for Attention {
         let mut rest = out.as_mut_slice();
         let mut tasks = Vec::new();
         for segment in self.segments.iter() {
+            let places: Arc<[u32]> = self.keys(segment, segment.len).map(|row| row as u32).collect();
             for first in (0..segment.len).step_by(ROWS) {
                 let rows = ROWS.min(segment.len - first);
                 let (block, behind) = rest.split_at_mut(rows * heads.query_row());
-                tasks.push((segment, first, block));
+                let start = (segment.start + first) * heads.query_row();
+                let seen = places.len() - segment.len + first + rows;
+                let outs = heads.by_group(block).into_iter().enumerate();
+                tasks.extend(outs.map(|(group, out)| (places.clone(), seen, start, group, out)));
                 rest = behind;
             }
         }
         tasks
             .into_par_iter()
-            .for_each_init(Gathered::default, |gathered, (segment, first, out)| {
-                let start = (segment.start + first) * heads.query_row();
-                let q = &q[start..start + out.len()];
-                for group in 0..heads.groups {
-                    let seen = first + out.len() / heads.query_row();
-                    gathered.gather(heads, group, k, v, self.keys(segment, seen));
-                    for head in group * heads.shared()..(group + 1) * heads.shared() {
-                        gathered.attend(heads, head, q, out);
-                    }
-                }
+            .for_each_init(Vec::new, |weights, (places, seen, start, group, out)| {
+                arch().dispatch(Rows {
+                    heads,
+                    group,
+                    q: &q[start..start + out.len() * heads.query_row()],
+                    k,
+                    v,
+                    places: &places[..seen],
+                    weights,
+                    out,
+                });
             });
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }

@@ -58,6 +58,7 @@ mod norm;
 mod paged;
 mod product;
 mod rotary;
+mod rows;
 mod slices;
 mod swiglu;
 

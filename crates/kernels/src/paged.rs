@@ -4,15 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::attention::{Gathered, Heads, ROWS, attend_dense};
-use crate::lanes;
+use crate::attention::{Heads, ROWS, attend_dense};
+use crate::product::arch;
+use crate::rows::Rows;
 use crate::slices::{distinct, fusible, read, slice, write};
-
-/// From how many rows of one sequence on gathering its keys for a matrix product pays.
-const CHUNK: usize = 4;
 
 /// What one query row attends to: the first `len` slots of a list.
 ///
@@ -28,7 +25,7 @@ pub struct Context {
 /// Attention of row `n` of `q_t_h_d` to the slots in `rows[n]`, with scores scaled by `1/sqrt(d)`; no gradient.
 ///
 /// `k_s_g_d` and `v_s_g_d` are the pools, `h` is a multiple of `g`. Neighbouring rows of one sequence (one list, each
-/// row seeing one slot more) are taken together.
+/// row seeing one slot more) are taken together; a row's result is the same bits with or without them.
 ///
 /// # Errors
 /// When the shapes do not fit, a context is empty or longer than its list, or a slot is not in the pool.
@@ -108,7 +105,7 @@ fn check(q_t_h_d: &Tensor, k_s_g_d: &Tensor, v_s_g_d: &Tensor, rows: &[Context])
     let (count, query, width) = q_t_h_d.dims3()?;
     let (pool, groups, key_width) = k_s_g_d.dims3()?;
     let fits = key_width == width && v_s_g_d.dims() == k_s_g_d.dims();
-    if !fits || groups == 0 || width == 0 || !query.is_multiple_of(groups) {
+    if !fits || query == 0 || groups == 0 || width == 0 || !query.is_multiple_of(groups) {
         bail!(
             "attend_paged: expected q [t,h,d], pools [s,g,d] with h a multiple of g, found q {:?}, k {:?}, v {:?}",
             q_t_h_d.dims(),
@@ -197,110 +194,33 @@ impl CustomOp3 for Paged<'_> {
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (q, k, v) = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
-        let (row, shared) = (self.heads.query_row(), self.heads.shared() * self.heads.width);
+        let heads = self.heads;
+        let row = heads.query_row();
         let mut out = vec![0.0; q.len()];
         let mut rest = out.as_mut_slice();
-        let (mut chunks, mut singles) = (Vec::new(), Vec::new());
+        let mut tasks = Vec::new();
         for run in runs(self.rows) {
             let (block, behind) = rest.split_at_mut(run.len() * row);
             rest = behind;
-            if run.len() >= CHUNK {
-                chunks.push((run, block));
-            } else {
-                for (index, block) in run.zip(block.chunks_exact_mut(row.max(1))) {
-                    singles.extend(
-                        block
-                            .chunks_exact_mut(shared)
-                            .enumerate()
-                            .map(|group| (index, group)),
-                    );
-                }
-            }
+            let outs = heads.by_group(block);
+            tasks.extend(outs.into_iter().enumerate().map(|(group, out)| (run.clone(), group, out)));
         }
-        chunks
+        tasks
             .into_par_iter()
-            .for_each_init(Gathered::default, |gathered, (run, out)| {
-                self.attend_chunk(gathered, &run, [&q[run.start * row..run.end * row], k, v], out);
-            });
-        singles
-            .into_par_iter()
-            .for_each_init(Vec::new, |weights, (index, (group, out))| {
-                let q = &q[index * row + group * shared..][..shared];
-                let slots = &self.rows[index].slots[..self.rows[index].len];
-                lanes::run(Single {
-                    heads: self.heads,
+            .for_each_init(Vec::new, |weights, (run, group, out)| {
+                let last = &self.rows[run.end - 1];
+                arch().dispatch(Rows {
+                    heads,
                     group,
-                    q,
+                    q: &q[run.start * row..run.end * row],
                     k,
                     v,
-                    slots,
+                    places: &last.slots[..last.len],
                     weights,
                     out,
                 });
             });
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
-    }
-}
-
-impl Paged<'_> {
-    /// Rows of one sequence together: the keys of each head are gathered for a matrix product.
-    fn attend_chunk(
-        &self,
-        gathered: &mut Gathered,
-        run: &Range<usize>,
-        inputs: [&[f32]; 3],
-        out: &mut [f32],
-    ) {
-        let [q, k, v] = inputs;
-        let last = &self.rows[run.end - 1];
-        let slots = last.slots[..last.len].iter().map(|&slot| slot as usize);
-        let shared = self.heads.shared();
-        for group in 0..self.heads.groups {
-            gathered.gather(self.heads, group, k, v, slots.clone());
-            for head in group * shared..(group + 1) * shared {
-                gathered.attend(self.heads, head, q, out);
-            }
-        }
-    }
-}
-
-/// One row and key/value head, reading the pool where it lies.
-struct Single<'a> {
-    heads: Heads,
-    group: usize,
-    /// The query heads that share the key/value head, and their outputs.
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    slots: &'a [u32],
-    weights: &'a mut Vec<f32>,
-    out: &'a mut [f32],
-}
-
-impl WithSimd for Single<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let (width, keys) = (self.heads.width, self.slots.len());
-        let place = |slot: u32| slot as usize * self.heads.key_row() + self.group * width;
-        self.weights.resize(keys * self.heads.shared(), 0.0);
-        for (key, &slot) in self.slots.iter().enumerate() {
-            let k = &self.k[place(slot)..][..width];
-            for (head, q) in self.q.chunks_exact(width).enumerate() {
-                self.weights[head * keys + key] = lanes::dot(q, k) * self.heads.scale();
-            }
-        }
-        for weights in self.weights.chunks_exact_mut(keys) {
-            let sum = lanes::exp_in_place(weights, lanes::max(weights));
-            lanes::scale(weights, 1.0 / sum);
-        }
-        for (key, &slot) in self.slots.iter().enumerate() {
-            let v = &self.v[place(slot)..][..width];
-            for (head, out) in self.out.chunks_exact_mut(width).enumerate() {
-                lanes::add_scaled(out, v, self.weights[head * keys + key]);
-            }
-        }
     }
 }
 
@@ -331,6 +251,25 @@ mod tests {
             let (k, v) = (noise(2, &[101, groups, width]), noise(3, &[101, groups, width]));
             let expected = attend_paged_composed(&q, &k, &v, &rows)?;
             assert_close(&attend_paged(&q, &k, &v, &rows)?, &expected, 2e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_rows_result_does_not_depend_on_the_others() -> Result<()> {
+        let slots: Arc<[u32]> = (0..90).map(|n| n * 37 % 101).collect();
+        let rows: Vec<Context> = (1..=90).map(|len| context(&slots, len)).collect();
+        for (heads, groups, width) in [(2, 2, 5), (4, 2, 16), (9, 3, 64)] {
+            let q = noise(1, &[rows.len(), heads, width]);
+            let (k, v) = (noise(2, &[101, groups, width]), noise(3, &[101, groups, width]));
+            let whole = attend_paged(&q, &k, &v, &rows)?;
+            for (start, len) in [(0, 1), (89, 1), (40, 2), (3, 7), (20, 70)] {
+                let part = attend_paged(&q.narrow(0, start, len)?, &k, &v, &rows[start..start + len])?;
+                assert_close(&part, &whole.narrow(0, start, len)?, 0.0);
+            }
+            let in_order = |pool: &Tensor| pool.index_select(&Tensor::new(&slots[..], pool.device())?, 0);
+            let segments = [Segment { start: 0, len: 90, prefix: None }];
+            assert_close(&attend(&q, &in_order(&k)?, &in_order(&v)?, &segments)?, &whole, 0.0);
         }
         Ok(())
     }

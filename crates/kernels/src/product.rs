@@ -22,13 +22,19 @@ const ROW_BLOCK: usize = 48;
 /// # Errors
 /// When the shapes do not fit.
 pub fn product(x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<Tensor> {
-    let fusible = [x_t_k, weight_n_k].iter().all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32);
+    let fusible = [x_t_k, weight_n_k]
+        .iter()
+        .all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32);
     if !fusible {
         return product_composed(x_t_k, weight_n_k);
     }
     let ((rows, inner), (_, weight_inner)) = (x_t_k.dims2()?, weight_n_k.dims2()?);
     if inner != weight_inner {
-        bail!("product: expected x [t,k] and weight [n,k], found {:?} and {:?}", x_t_k.dims(), weight_n_k.dims())
+        bail!(
+            "product: expected x [t,k] and weight [n,k], found {:?} and {:?}",
+            x_t_k.dims(),
+            weight_n_k.dims()
+        )
     }
     if rows == 0 || inner == 0 {
         return product_composed(x_t_k, weight_n_k);
@@ -59,7 +65,12 @@ impl CustomOp2 for Product {
         let columns = weight_layout.shape().dims2()?.0;
         let mut out = vec![0.0; rows * columns];
         if columns > 0 {
-            multiply(slice(x, x_layout)?, slice(weight, weight_layout)?, inner, &mut out);
+            multiply(
+                slice(x, x_layout)?,
+                slice(weight, weight_layout)?,
+                inner,
+                &mut out,
+            );
         }
         Ok((CpuStorage::F32(out), (rows, columns).into()))
     }
@@ -71,23 +82,33 @@ impl CustomOp2 for Product {
         _out_t_n: &Tensor,
         gradient_t_n: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let for_x = x_t_k.track_op().then(|| gradient_t_n.matmul(weight_n_k)).transpose()?;
-        let for_weight = weight_n_k.track_op().then(|| gradient_t_n.t()?.matmul(x_t_k)).transpose()?;
+        let for_x = x_t_k
+            .track_op()
+            .then(|| gradient_t_n.matmul(weight_n_k))
+            .transpose()?;
+        let for_weight = weight_n_k
+            .track_op()
+            .then(|| gradient_t_n.t()?.matmul(x_t_k))
+            .transpose()?;
         Ok((for_x, for_weight))
     }
 }
 
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let (start, end) = layout.contiguous_offsets().ok_or_else(|| Error::RequiresContiguous { op: "product" }.bt())?;
+    let (start, end) = layout
+        .contiguous_offsets()
+        .ok_or_else(|| Error::RequiresContiguous { op: "product" }.bt())?;
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
 /// `out = x W^T` for `x` with rows of `inner` elements, in parallel over panels of columns.
 fn multiply(x: &[f32], weight: &[f32], inner: usize, out: &mut [f32]) {
-    static ARCH: OnceLock<Arch> = OnceLock::new();
-    let arch = *ARCH.get_or_init(Arch::new);
+    let arch = arch();
     let (rows, columns) = (x.len() / inner, weight.len() / inner);
-    let width = columns.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(COLUMNS).max(4 * COLUMNS);
+    let width = columns
+        .div_ceil(4 * rayon::current_num_threads())
+        .next_multiple_of(COLUMNS)
+        .max(4 * COLUMNS);
     let mut panels: Vec<Vec<&mut [f32]>> = vec![];
     panels.resize_with(columns.div_ceil(width), || Vec::with_capacity(rows));
     for row in out.chunks_exact_mut(columns) {
@@ -96,7 +117,14 @@ fn multiply(x: &[f32], weight: &[f32], inner: usize, out: &mut [f32]) {
         }
     }
     let weights = weight.par_chunks(width * inner);
-    panels.into_par_iter().zip(weights).for_each(|(out, weight)| arch.dispatch(Panel { x, weight, inner, out }));
+    panels.into_par_iter().zip(weights).for_each(|(out, weight)| {
+        arch.dispatch(Panel {
+            x,
+            weight,
+            inner,
+            out,
+        })
+    });
 }
 
 /// The products of all rows with some rows of the weight, which are columns of the result.
@@ -114,7 +142,11 @@ impl WithSimd for Panel<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let inner = self.inner;
-        for (x, out) in self.x.chunks(ROW_BLOCK * inner).zip(self.out.chunks_mut(ROW_BLOCK)) {
+        for (x, out) in self
+            .x
+            .chunks(ROW_BLOCK * inner)
+            .zip(self.out.chunks_mut(ROW_BLOCK))
+        {
             let whole = self.weight.chunks_exact(COLUMNS * inner);
             let rest = whole.remainder();
             let mut column = 0;
@@ -149,7 +181,7 @@ fn strip<S: Simd, const C: usize>(
     }
 }
 
-/// `R` rows by `C` rows of the weight. The order of each sum depends on `inner` alone.
+/// `R` rows by `C` rows of the weight.
 #[inline(always)]
 fn tile<S: Simd, const R: usize, const C: usize>(
     simd: S,
@@ -159,34 +191,62 @@ fn tile<S: Simd, const R: usize, const C: usize>(
     out: &mut [&mut [f32]],
     column: usize,
 ) {
-    let vectors = inner / S::F32_LANES;
-    let mut x_rows: [&[S::f32s]; R] = [&[]; R];
-    let mut weight_rows: [&[S::f32s]; C] = [&[]; C];
+    let mut x_rows: [&[f32]; R] = [&[]; R];
+    let mut weight_rows: [&[f32]; C] = [&[]; C];
     for r in 0..R {
-        x_rows[r] = &S::as_simd_f32s(&x[r * inner..][..inner]).0[..vectors];
+        x_rows[r] = &x[r * inner..][..inner];
     }
     for c in 0..C {
-        weight_rows[c] = &S::as_simd_f32s(&weight[c * inner..][..inner]).0[..vectors];
+        weight_rows[c] = &weight[c * inner..][..inner];
+    }
+    let sums = dots(simd, x_rows, weight_rows);
+    for r in 0..R {
+        out[r][column..column + C].copy_from_slice(&sums[r]);
+    }
+}
+
+/// The products of `R` rows with `C` others, all of one length. The order of each sum depends on that length alone.
+#[inline(always)]
+pub(crate) fn dots<S: Simd, const R: usize, const C: usize>(
+    simd: S,
+    left: [&[f32]; R],
+    right: [&[f32]; C],
+) -> [[f32; C]; R] {
+    let inner = left[0].len();
+    let vectors = inner / S::F32_LANES;
+    let mut left_vectors: [&[S::f32s]; R] = [&[]; R];
+    let mut right_vectors: [&[S::f32s]; C] = [&[]; C];
+    for r in 0..R {
+        left_vectors[r] = &S::as_simd_f32s(left[r]).0[..vectors];
+    }
+    for c in 0..C {
+        right_vectors[c] = &S::as_simd_f32s(right[c]).0[..vectors];
     }
     let mut sums = [[simd.splat_f32s(0.0); C]; R];
     for k in 0..vectors {
         for c in 0..C {
-            let weights = weight_rows[c][k];
+            let vector = right_vectors[c][k];
             for r in 0..R {
-                sums[r][c] = simd.mul_add_f32s(x_rows[r][k], weights, sums[r][c]);
+                sums[r][c] = simd.mul_add_f32s(left_vectors[r][k], vector, sums[r][c]);
             }
         }
     }
-    let tail = vectors * S::F32_LANES..inner;
+    let mut totals = [[0.0; C]; R];
     for r in 0..R {
         for c in 0..C {
-            let mut sum = simd.reduce_sum_f32s(sums[r][c]);
-            for k in tail.clone() {
-                sum += x[r * inner + k] * weight[c * inner + k];
+            totals[r][c] = simd.reduce_sum_f32s(sums[r][c]);
+            for k in vectors * S::F32_LANES..inner {
+                totals[r][c] += left[r][k] * right[c][k];
             }
-            out[r][column + c] = sum;
         }
     }
+    totals
+}
+
+/// The instruction set of the matrix products: always the best there is, as they round by it.
+pub(crate) fn arch() -> Arch {
+    static ARCH: OnceLock<Arch> = OnceLock::new();
+    *ARCH.get_or_init(Arch::new)
 }
 
 #[cfg(test)]
@@ -197,23 +257,43 @@ mod tests {
 
     /// Small numbers with a few decimals, all different.
     fn numbers(rows: usize, columns: usize, start: usize) -> Tensor {
-        let values: Vec<f32> =
-            (start..start + rows * columns).map(|n| ((n * 7919) % 2003) as f32 / 1000.0 - 1.0).collect();
+        let values: Vec<f32> = (start..start + rows * columns)
+            .map(|n| ((n * 7919) % 2003) as f32 / 1000.0 - 1.0)
+            .collect();
         Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
     }
 
     fn largest_gap(left: &Tensor, right: &Tensor) -> f32 {
-        (left - right).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+        (left - right)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .max(0)
+            .unwrap()
+            .to_scalar()
+            .unwrap()
     }
 
     #[test]
     fn values_are_the_twins() {
-        for (rows, columns, inner) in [(1, 1, 1), (2, 5, 7), (3, 4, 8), (5, 67, 40), (50, 18, 33), (100, 130, 64)] {
+        for (rows, columns, inner) in [
+            (1, 1, 1),
+            (2, 5, 7),
+            (3, 4, 8),
+            (5, 67, 40),
+            (50, 18, 33),
+            (100, 130, 64),
+        ] {
             let (x_t_k, weight_n_k) = (numbers(rows, inner, 1), numbers(columns, inner, 50));
             let fused = product(&x_t_k, &weight_n_k).unwrap();
             let composed = product_composed(&x_t_k, &weight_n_k).unwrap();
             assert_eq!(fused.dims(), [rows, columns]);
-            assert!(largest_gap(&fused, &composed) < 1e-5, "{rows} x {columns} over {inner}");
+            assert!(
+                largest_gap(&fused, &composed) < 1e-5,
+                "{rows} x {columns} over {inner}"
+            );
         }
     }
 
@@ -253,14 +333,21 @@ mod tests {
         let weight_n_k = numbers(3, 6, 30);
         let view = x_k_t.t().unwrap();
         let fused = product(&view, &weight_n_k).unwrap();
-        assert!(largest_gap(&fused, &product_composed(&view.contiguous().unwrap(), &weight_n_k).unwrap()) < 1e-5);
+        assert!(
+            largest_gap(
+                &fused,
+                &product_composed(&view.contiguous().unwrap(), &weight_n_k).unwrap()
+            ) < 1e-5
+        );
         let none = Tensor::zeros((0, 6), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(product(&none, &weight_n_k).unwrap().dims(), [0, 3]);
     }
 
     #[test]
     fn shapes_that_do_not_fit_are_told() {
-        let error = product(&numbers(2, 3, 0), &numbers(2, 4, 0)).unwrap_err().to_string();
+        let error = product(&numbers(2, 3, 0), &numbers(2, 4, 0))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("[2, 3] and [2, 4]"), "{error}");
     }
 }

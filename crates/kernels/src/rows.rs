@@ -1,0 +1,198 @@
+//! Attention of query rows to keys that lie anywhere, in an order that depends on nothing but the row.
+//!
+//! Training over packed sequences, reading a prompt in chunks and decoding a row at a time all come here, so that a
+//! row's result is the same to the last bit in all three.
+
+use pulp::{Simd, WithSimd};
+
+use crate::attention::Heads;
+use crate::lanes;
+use crate::product::dots;
+
+/// Queries that go over the keys together; also what three query heads to a key/value head make of one row.
+const QUERIES: usize = 3;
+/// Keys whose scores are taken together.
+const KEYS: usize = 4;
+/// Vectors of values that are summed together.
+const VECTORS: usize = 4;
+
+/// Neighbouring rows of one sequence with one key/value head.
+pub(crate) struct Rows<'a> {
+    pub(crate) heads: Heads,
+    /// The key/value head.
+    pub(crate) group: usize,
+    /// The queries of the rows, all heads.
+    pub(crate) q: &'a [f32],
+    pub(crate) k: &'a [f32],
+    pub(crate) v: &'a [f32],
+    /// The row of `k` and `v` that each key lies in. The last query row sees all keys, each earlier one a key less.
+    pub(crate) places: &'a [u32],
+    /// Room for the weights of some queries.
+    pub(crate) weights: &'a mut Vec<f32>,
+    /// For each row the outputs of the query heads that share the key/value head.
+    pub(crate) out: Vec<&'a mut [f32]>,
+}
+
+/// One head of one row.
+struct Query<'a> {
+    q: &'a [f32],
+    out: &'a mut [f32],
+    /// How many keys it sees.
+    seen: usize,
+}
+
+impl WithSimd for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (width, shared) = (self.heads.width, self.heads.shared());
+        let keys = Keys {
+            k: self.k,
+            v: self.v,
+            places: self.places,
+            stride: self.heads.key_row(),
+            offset: self.group * width,
+            width,
+        };
+        let rows = self.out.len();
+        let mut queries = Vec::with_capacity(rows * shared);
+        for (row, out) in self.out.into_iter().enumerate() {
+            let q = &self.q[row * self.heads.query_row() + self.group * shared * width..][..shared * width];
+            for (q, out) in q.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+                queries.push(Query { q, out, seen: self.places.len() + row + 1 - rows });
+            }
+        }
+        for queries in queries.chunks_mut(QUERIES) {
+            match queries.len() {
+                3 => attend::<S, 3>(simd, &keys, queries, self.heads.scale(), self.weights),
+                2 => attend::<S, 2>(simd, &keys, queries, self.heads.scale(), self.weights),
+                _ => attend::<S, 1>(simd, &keys, queries, self.heads.scale(), self.weights),
+            }
+        }
+    }
+}
+
+/// One key/value head of the keys and values.
+struct Keys<'a> {
+    k: &'a [f32],
+    v: &'a [f32],
+    places: &'a [u32],
+    stride: usize,
+    offset: usize,
+    width: usize,
+}
+
+impl Keys<'_> {
+    #[inline(always)]
+    fn key(&self, key: usize) -> &[f32] {
+        &self.k[self.places[key] as usize * self.stride + self.offset..][..self.width]
+    }
+
+    #[inline(always)]
+    fn value(&self, key: usize) -> &[f32] {
+        &self.v[self.places[key] as usize * self.stride + self.offset..][..self.width]
+    }
+}
+
+#[inline(always)]
+fn attend<S: Simd, const R: usize>(
+    simd: S,
+    keys: &Keys,
+    queries: &mut [Query],
+    scale: f32,
+    weights: &mut Vec<f32>,
+) {
+    let count = queries[R - 1].seen;
+    weights.resize(R * count, 0.0);
+    let mut q: [&[f32]; R] = [&[]; R];
+    for r in 0..R {
+        q[r] = queries[r].q;
+    }
+    let mut key = 0;
+    while key + KEYS <= count {
+        score::<S, R, KEYS>(simd, keys, key, q, scale, weights, count);
+        key += KEYS;
+    }
+    while key < count {
+        score::<S, R, 1>(simd, keys, key, q, scale, weights, count);
+        key += 1;
+    }
+    for (query, weights) in queries.iter().zip(weights.chunks_exact_mut(count)) {
+        let (seen, unseen) = weights.split_at_mut(query.seen);
+        let sum = lanes::exp_in_place(seen, lanes::max(seen));
+        lanes::scale(seen, 1.0 / sum);
+        // Adding nothing changes nothing, so the row does not notice keys that only its neighbours see.
+        unseen.fill(0.0);
+    }
+    let vectors = keys.width / S::F32_LANES;
+    let mut vector = 0;
+    while vector + VECTORS <= vectors {
+        sum_values::<S, R, VECTORS>(simd, keys, vector, queries, weights, count);
+        vector += VECTORS;
+    }
+    while vector < vectors {
+        sum_values::<S, R, 1>(simd, keys, vector, queries, weights, count);
+        vector += 1;
+    }
+    for column in vectors * S::F32_LANES..keys.width {
+        for (query, weights) in queries.iter_mut().zip(weights.chunks_exact(count)) {
+            let products = weights.iter().enumerate().map(|(key, weight)| weight * keys.value(key)[column]);
+            query.out[column] = products.sum();
+        }
+    }
+}
+
+/// The scores of `C` keys from `key` on.
+#[inline(always)]
+fn score<S: Simd, const R: usize, const C: usize>(
+    simd: S,
+    keys: &Keys,
+    key: usize,
+    q: [&[f32]; R],
+    scale: f32,
+    weights: &mut [f32],
+    count: usize,
+) {
+    let mut k: [&[f32]; C] = [&[]; C];
+    for c in 0..C {
+        k[c] = keys.key(key + c);
+    }
+    let scores = dots(simd, q, k);
+    for r in 0..R {
+        for c in 0..C {
+            weights[r * count + key + c] = scores[r][c] * scale;
+        }
+    }
+}
+
+/// `C` vectors of the outputs, from vector `vector` on: the sums of weights by values, key after key.
+#[inline(always)]
+fn sum_values<S: Simd, const R: usize, const C: usize>(
+    simd: S,
+    keys: &Keys,
+    vector: usize,
+    queries: &mut [Query],
+    weights: &[f32],
+    count: usize,
+) {
+    let columns = vector * S::F32_LANES..(vector + C) * S::F32_LANES;
+    let mut rows: [&[f32]; R] = [&[]; R];
+    for r in 0..R {
+        rows[r] = &weights[r * count..][..count];
+    }
+    let mut sums = [[simd.splat_f32s(0.0); C]; R];
+    for key in 0..count {
+        let values = &S::as_simd_f32s(&keys.value(key)[columns.clone()]).0[..C];
+        for r in 0..R {
+            let weight = simd.splat_f32s(rows[r][key]);
+            for c in 0..C {
+                sums[r][c] = simd.mul_add_f32s(weight, values[c], sums[r][c]);
+            }
+        }
+    }
+    for r in 0..R {
+        let out = S::as_mut_simd_f32s(&mut queries[r].out[columns.clone()]).0;
+        out[..C].copy_from_slice(&sums[r]);
+    }
+}
