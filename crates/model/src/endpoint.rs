@@ -227,7 +227,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_silent_server_times_out() {
-        let (mut endpoint, _) = stand_in(vec![Act::Hang, Act::Hang]);
+        let (mut endpoint, _) = stand_in(vec![Act::Hang, Act::Hang, Act::Hang]);
         endpoint.attempts = 2;
         endpoint.timeout = Duration::from_millis(100);
         let started = std::time::Instant::now();

@@ -2,34 +2,27 @@
 //!
 //! A step runs one forward pass whose rows are the next token of every running sequence and the next tokens of
 //! prompts that are being read. A prompt is read once for all its completions, which share its keys and values.
-//! Where the pool runs out of room, the sequence that started last gives its room up and is read again later; its
-//! tokens so far stand, and so do the ones to come, for a row's result does not depend on the other rows: the
-//! kernels sum every row in an order of its own.
+//! On the CPU in f32 a row's result does not depend on the other rows, as the kernels sum each row in an order of its
+//! own; so the same seed gives the same tokens whatever else is in the batch, and also where a sequence lost its room
+//! in the pool for a while and had to be read again. Other devices may round by the size of a batch.
 //!
 //! Left out: keeping a prompt's keys and values beyond its request, speculative decoding.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Tensor;
-use kernels::Context;
+use candle_core::{DType, Storage, Tensor};
 
 use crate::chat::Prompt;
 use crate::decoder::{Decoder, PoolLayer};
 use crate::generate::{Completion, FinishReason, Generate, Sampling};
-use crate::kv_pool::{BLOCK_SLOTS, KvPool, Place};
-use crate::reply::Reply;
-use crate::sampler::{Draw, Sampler, draw_rows};
+use crate::kv_pool::BLOCK_SLOTS;
+use crate::queue::{Batch, End, Group, Queue, Sequence};
+use crate::sampler::{Draw, draw_rows};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 pub use crate::reply::Piece;
-
-/// Most sequences in a batch.
-const MAX_SEQUENCES: usize = 64;
-/// Most rows of a step that read prompts.
-const READING_ROWS: usize = 256;
 
 /// Names one call of [`Engine::submit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,13 +51,13 @@ pub enum News {
 /// What an engine has done since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Metrics {
-    /// Rows that read prompts, or read again what was given up for want of room.
+    /// Tokens read: those of prompts, and those that had to be read again for want of room.
     pub read_tokens: usize,
     /// Tokens drawn.
     pub tokens: usize,
     /// Seconds spent in steps.
     pub seconds: f64,
-    /// How often a sequence gave its room up.
+    /// How often a sequence lost its room.
     pub pauses: usize,
 }
 
@@ -74,102 +67,25 @@ pub struct Engine {
     decoder: Decoder,
     tokenizer: Arc<Tokenizer>,
     layers: Vec<PoolLayer>,
-    pool: KvPool,
-    /// Requests with completions that have not started, first come first served.
-    groups: VecDeque<Group>,
-    /// In the order in which they started.
-    running: Vec<Sequence>,
-    /// Sequences that gave their room up, the first to go on first.
-    paused: VecDeque<Sequence>,
+    queue: Queue,
     next_ticket: u64,
-    metrics: Metrics,
-}
-
-/// A prompt and those of its completions that have not started.
-#[derive(Debug)]
-struct Group {
-    ticket: Ticket,
-    prompt_ids: Vec<u32>,
-    sampling: Sampling,
-    /// New tokens a completion may have.
-    limit: usize,
-    count: usize,
-    started: usize,
-    place: Place,
-    /// How many of the prompt's tokens have keys and values in the pool.
-    cached: usize,
-    /// What follows the prompt; empty until all of it is read.
-    logits_v: Vec<f32>,
-}
-
-/// One completion that has started.
-#[derive(Debug)]
-struct Sequence {
-    ticket: Ticket,
-    index: usize,
-    /// The prompt's tokens and the reply's.
-    ids: Vec<u32>,
-    prompt_length: usize,
-    limit: usize,
-    log_probabilities: Vec<f32>,
-    sampler: Sampler,
-    reply: Reply,
-    place: Place,
-    /// How many of the tokens have keys and values in the pool.
-    cached: usize,
-}
-
-/// The rows of one forward pass.
-#[derive(Default)]
-struct Batch {
-    ids: Vec<u32>,
-    positions: Vec<u32>,
-    slots: Vec<u32>,
-    contexts: Vec<Context>,
-    /// Rows whose logits are wanted, and what for.
-    ends: Vec<(usize, End)>,
-}
-
-/// Whose last token a row is.
-#[derive(Clone, Copy)]
-enum End {
-    Sequence(usize),
-    Group(usize),
-}
-
-impl Batch {
-    /// Adds rows for the tokens `cached..end` of a sequence.
-    fn push(&mut self, ids: &[u32], place: &Place, cached: usize, end: usize) {
-        self.ids.extend_from_slice(&ids[cached..end]);
-        self.positions.extend(cached as u32..end as u32);
-        self.slots.extend_from_slice(&place.slots()[cached..end]);
-        self.contexts.extend((cached..end).map(|at| Context { slots: Arc::clone(place.slots()), len: at + 1 }));
-    }
+    tokens: usize,
+    seconds: f64,
 }
 
 impl Engine {
     /// An engine with room for the keys and values of `pool_tokens` tokens, prompts and replies together.
     ///
-    /// Their memory is taken as it is first used: `2 x layers x key/value heads x head width` numbers a token.
+    /// Each takes `2 x layers x key/value heads x head width` f32 numbers, in memory that on the CPU is taken as it is
+    /// first used.
     pub fn new(decoder: Decoder, tokenizer: Arc<Tokenizer>, pool_tokens: usize) -> Result<Self> {
-        let pool = KvPool::new(pool_tokens);
+        let queue = Queue::new(pool_tokens);
         let config = &decoder.config;
-        let shape = (pool.slots(), config.key_value_heads, config.head_dim);
-        let zeros = || Tensor::zeros(shape, candle_core::DType::F32, decoder.device());
-        let layers = (0..config.layers)
-            .map(|_| Ok(PoolLayer { k: zeros()?, v: zeros()? }))
-            .collect::<Result<Vec<PoolLayer>>>()?;
-        Ok(Self {
-            decoder,
-            tokenizer,
-            layers,
-            pool,
-            groups: VecDeque::new(),
-            running: Vec::new(),
-            paused: VecDeque::new(),
-            next_ticket: 0,
-            metrics: Metrics::default(),
-        })
+        let shape = (queue.pool.slots(), config.key_value_heads, config.head_dim);
+        let zeros = || Tensor::zeros(shape, DType::F32, decoder.device());
+        let layers =
+            (0..config.layers).map(|_| Ok(PoolLayer { k: zeros()?, v: zeros()? })).collect::<Result<Vec<_>>>()?;
+        Ok(Self { decoder, tokenizer, layers, queue, next_ticket: 0, tokens: 0, seconds: 0.0 })
     }
 
     /// The weights that it generates with.
@@ -184,11 +100,14 @@ impl Engine {
 
     /// What it has done so far.
     pub fn metrics(&self) -> Metrics {
-        self.metrics
+        let Queue { read_tokens, pauses, .. } = self.queue;
+        Metrics { read_tokens, tokens: self.tokens, seconds: self.seconds, pauses }
     }
 
-    /// Goes on with other weights of the same shape. Refused while sequences run, whose keys and values are the old
-    /// weights'.
+    /// Goes on with other weights of the same shape.
+    ///
+    /// # Errors
+    /// While requests are under way, whose keys and values are the old weights'; another shape.
     pub fn set_decoder(&mut self, decoder: Decoder) -> Result<()> {
         self.require_idle()?;
         let shape = |decoder: &Decoder| {
@@ -208,33 +127,23 @@ impl Engine {
 
     /// Queues `count` completions of a prompt; [`Engine::step`] makes them.
     ///
-    /// A reply ends with [`FinishReason::Length`] also where the model's context ends.
+    /// Where the model's context ends, a reply ends with [`FinishReason::Length`].
     ///
     /// # Errors
-    /// Sampling that means nothing, a prompt that is empty, has unknown ids or leaves no room in the context, or one
-    /// that could never fit the pool together with its longest reply.
+    /// Sampling that means nothing, a prompt that is empty, has unknown ids or fills the context, or one that could
+    /// never fit the pool together with its longest reply.
     pub fn submit(&mut self, prompt: &Prompt, count: usize, sampling: &Sampling) -> Result<Ticket> {
         sampling.check()?;
         let limit = self.limit(&prompt.ids, sampling.max_new_tokens)?;
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         if count > 0 {
-            self.groups.push_back(Group {
-                ticket,
-                prompt_ids: prompt.ids.clone(),
-                sampling: sampling.clone(),
-                limit,
-                count,
-                started: 0,
-                place: Place::default(),
-                cached: 0,
-                logits_v: Vec::new(),
-            });
+            self.queue.groups.push_back(Group::new(ticket, &prompt.ids, count, limit, sampling));
         }
         Ok(ticket)
     }
 
-    /// The new tokens a reply to a prompt may have.
+    /// The new tokens that a reply to a prompt may have.
     fn limit(&self, prompt_ids: &[u32], max_new_tokens: usize) -> Result<usize> {
         let (context, vocabulary) = (self.decoder.config.max_positions, self.decoder.config.vocabulary);
         let length = prompt_ids.len();
@@ -251,31 +160,24 @@ impl Engine {
         }
         let limit = max_new_tokens.min(context - length);
         let needed = (length.div_ceil(BLOCK_SLOTS) + limit.div_ceil(BLOCK_SLOTS)) * BLOCK_SLOTS;
-        if needed > self.pool.slots() {
+        let room = self.queue.pool.slots();
+        if needed > room {
             return Err(Error::Request(format!(
-                "a prompt of {length} tokens with up to {limit} new ones needs a pool of {needed} tokens, found {}",
-                self.pool.slots()
+                "a prompt of {length} tokens with up to {limit} new ones: expected a pool of at least {needed} tokens, \
+                 found {room}"
             )));
         }
         Ok(limit)
     }
 
-    /// Whether nothing is queued or running.
+    /// Whether every request is done.
     pub fn is_idle(&self) -> bool {
-        self.groups.is_empty() && self.running.is_empty() && self.paused.is_empty()
+        self.queue.is_empty()
     }
 
     /// Drops a request, whatever it has got so far.
     pub fn cancel(&mut self, ticket: Ticket) {
-        for group in self.groups.iter_mut().filter(|group| group.ticket == ticket) {
-            self.pool.release(&mut group.place);
-        }
-        for sequence in self.running.iter_mut().chain(&mut self.paused).filter(|one| one.ticket == ticket) {
-            self.pool.release(&mut sequence.place);
-        }
-        self.groups.retain(|group| group.ticket != ticket);
-        self.running.retain(|sequence| sequence.ticket != ticket);
-        self.paused.retain(|sequence| sequence.ticket != ticket);
+        self.queue.cancel(ticket);
     }
 
     /// Runs one forward pass and returns what it brought. After an error every request is gone.
@@ -284,22 +186,27 @@ impl Engine {
         let mut events = Vec::new();
         let result = self.advance(&mut events);
         if result.is_err() {
-            self.clear();
+            self.queue.clear();
         }
-        self.metrics.seconds += started.elapsed().as_secs_f64();
+        self.seconds += started.elapsed().as_secs_f64();
         result.map(|()| events)
     }
 
     fn advance(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        self.resume();
-        self.start_sequences(events)?;
-        self.place_prompts();
-        self.make_room();
-        let batch = self.plan();
-        if batch.ids.is_empty() {
+        self.queue.resume();
+        while let Some((mut sequences, logits_v)) = self.queue.start(&self.tokenizer)? {
+            let rows = sequences.iter_mut().map(|sequence| (0, &mut sequence.sampler)).collect();
+            let draws = draw_rows(&logits_v, logits_v.len(), rows)?;
+            for (sequence, draw) in sequences.into_iter().zip(draws) {
+                self.accept(sequence, draw, events)?;
+            }
+        }
+        self.queue.place_prompts();
+        self.queue.make_room();
+        let Batch { ids, positions, slots, contexts, ends } = self.queue.plan();
+        if ids.is_empty() {
             return Ok(());
         }
-        let Batch { ids, positions, slots, contexts, ends } = batch;
         let hidden_t_d = self.decoder.decode(&ids, &positions, &mut self.layers, &slots, &contexts)?;
         if ends.is_empty() {
             return Ok(());
@@ -310,204 +217,65 @@ impl Engine {
             let rows: Vec<u32> = ends.iter().map(|&(row, _)| row as u32).collect();
             hidden_t_d.index_select(&Tensor::new(rows, hidden_t_d.device())?, 0)?
         };
-        let logits_n_v = self.decoder.logits(&hidden_n_d)?.flatten_all()?.to_vec1::<f32>()?;
-        self.settle(&ends, &logits_n_v, events)
-    }
-
-    /// Lets paused sequences go on, if there is room for all they have and a block for each that runs.
-    fn resume(&mut self) {
-        while self.running.len() < MAX_SEQUENCES
-            && let Some(mut sequence) = self.paused.pop_front()
-        {
-            let needed = (sequence.ids.len() + 1).div_ceil(BLOCK_SLOTS);
-            while self.running.is_empty() && self.pool.free_blocks() < needed && self.give_up_prompt() {}
-            let spare = self.running.len();
-            if self.pool.free_blocks() < needed + spare
-                || !self.pool.grow(&mut sequence.place, sequence.ids.len())
-            {
-                self.paused.push_front(sequence);
-                return;
-            }
-            self.running.push(sequence);
+        let logits_n_v = self.decoder.logits(&hidden_n_d)?.contiguous()?;
+        let (storage, layout) = logits_n_v.storage_and_layout();
+        if let Storage::Cpu(storage) = &*storage {
+            // Some megabytes that need not be copied.
+            let logits_n_v = &storage.as_slice::<f32>()?[layout.start_offset()..][..layout.shape().elem_count()];
+            return self.settle(&ends, logits_n_v, events);
         }
-    }
-
-    /// Starts completions of prompts that have been read, and draws their first tokens.
-    fn start_sequences(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        while self.paused.is_empty()
-            && let Some(group) = self.groups.front_mut()
-            && !group.logits_v.is_empty()
-        {
-            let mut sequences = Vec::new();
-            while group.started < group.count && self.running.len() + sequences.len() < MAX_SEQUENCES {
-                let length = group.prompt_ids.len();
-                let mut place = self.pool.share(&group.place, length);
-                if !self.pool.grow(&mut place, length + 1) {
-                    self.pool.release(&mut place);
-                    break;
-                }
-                sequences.push(group.sequence(&self.tokenizer, place)?);
-                group.started += 1;
-            }
-            let rows = sequences.iter_mut().map(|sequence| (0, &mut sequence.sampler)).collect();
-            let draws = draw_rows(&group.logits_v, group.logits_v.len(), rows)?;
-            let all_started = group.started == group.count;
-            if all_started && let Some(mut group) = self.groups.pop_front() {
-                self.pool.release(&mut group.place);
-            }
-            let started_none = sequences.is_empty();
-            for (mut sequence, draw) in sequences.into_iter().zip(draws) {
-                match self.accept(&mut sequence, draw, events)? {
-                    Some(reason) => self.finish(sequence, reason, events)?,
-                    None => self.running.push(sequence),
-                }
-            }
-            if !all_started {
-                // Alone and still without room: prompts that wait behind this one hold it.
-                if started_none && self.running.is_empty() && self.groups.len() > 1 && self.give_up_prompt() {
-                    continue;
-                }
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives room to prompts whose completions could start soon, in the order of the queue.
-    fn place_prompts(&mut self) {
-        if !self.paused.is_empty() {
-            return;
-        }
-        let mut sequences = self.running.len();
-        for group in &mut self.groups {
-            if sequences >= MAX_SEQUENCES {
-                return;
-            }
-            if group.place.slots().is_empty() {
-                // A block each for what runs, and one for this prompt's first completion.
-                let needed = group.prompt_ids.len().div_ceil(BLOCK_SLOTS) + self.running.len() + 1;
-                if self.pool.free_blocks() < needed || !self.pool.grow(&mut group.place, group.prompt_ids.len()) {
-                    return;
-                }
-            }
-            sequences += group.count - group.started;
-        }
-    }
-
-    /// Gives every running sequence a slot for its next token, at the cost of prompts that wait, then of the
-    /// sequences that started last.
-    fn make_room(&mut self) {
-        let mut index = 0;
-        while index < self.running.len() {
-            let sequence = &mut self.running[index];
-            if self.pool.grow(&mut sequence.place, sequence.ids.len()) {
-                index += 1;
-            } else if !self.give_up_prompt()
-                && let Some(mut last) = self.running.pop()
-            {
-                self.pool.release(&mut last.place);
-                last.cached = 0;
-                self.paused.push_front(last);
-                self.metrics.pauses += 1;
-            }
-        }
-    }
-
-    /// Takes the room of the last prompt in the queue that has any; it will be read again.
-    fn give_up_prompt(&mut self) -> bool {
-        let Some(group) = self.groups.iter_mut().rev().find(|group| !group.place.slots().is_empty()) else {
-            return false;
-        };
-        self.pool.release(&mut group.place);
-        group.cached = 0;
-        group.logits_v.clear();
-        true
-    }
-
-    /// The rows of the next forward pass; marks their tokens as cached.
-    fn plan(&mut self) -> Batch {
-        let mut batch = Batch::default();
-        let mut budget = READING_ROWS;
-        for (index, sequence) in self.running.iter_mut().enumerate() {
-            let length = sequence.ids.len();
-            let reading = length - sequence.cached > 1;
-            let end = if reading { length.min(sequence.cached + budget) } else { length };
-            if reading {
-                budget -= end - sequence.cached;
-                self.metrics.read_tokens += end - sequence.cached;
-            }
-            batch.push(&sequence.ids, &sequence.place, sequence.cached, end);
-            sequence.cached = end;
-            if end == length {
-                batch.ends.push((batch.ids.len() - 1, End::Sequence(index)));
-            }
-        }
-        for (index, group) in self.groups.iter_mut().enumerate() {
-            let length = group.prompt_ids.len();
-            if group.place.slots().is_empty() || group.cached == length || budget == 0 {
-                continue;
-            }
-            let end = length.min(group.cached + budget);
-            budget -= end - group.cached;
-            self.metrics.read_tokens += end - group.cached;
-            batch.push(&group.prompt_ids, &group.place, group.cached, end);
-            group.cached = end;
-            if end == length {
-                batch.ends.push((batch.ids.len() - 1, End::Group(index)));
-            }
-        }
-        batch
+        self.settle(&ends, &logits_n_v.flatten_all()?.to_vec1::<f32>()?, events)
     }
 
     /// Draws a token for every sequence whose logits have come, and keeps those that follow a prompt.
     fn settle(&mut self, ends: &[(usize, End)], logits_n_v: &[f32], events: &mut Vec<Event>) -> Result<()> {
         let vocabulary = logits_n_v.len() / ends.len();
-        let mut sequence_rows = vec![None; self.running.len()];
+        let mut drawn = vec![None; self.queue.running.len()];
         for (row, &(_, end)) in ends.iter().enumerate() {
             match end {
-                End::Sequence(index) => sequence_rows[index] = Some(row),
+                End::Sequence(index) => drawn[index] = Some(row),
                 End::Group(index) => {
-                    self.groups[index].logits_v = logits_n_v[row * vocabulary..(row + 1) * vocabulary].to_vec();
+                    let logits_v = &logits_n_v[row * vocabulary..(row + 1) * vocabulary];
+                    self.queue.groups[index].logits_v = Some(logits_v.into());
                 }
             }
         }
-        let samplers = self.running.iter_mut().map(|sequence| &mut sequence.sampler);
-        let rows = samplers.zip(&sequence_rows).filter_map(|(sampler, row)| Some(((*row)?, sampler))).collect();
+        let samplers = self.queue.running.iter_mut().map(|sequence| &mut sequence.sampler);
+        let rows = drawn.iter().zip(samplers).filter_map(|(row, sampler)| Some(((*row)?, sampler))).collect();
         let mut draws = draw_rows(logits_n_v, vocabulary, rows)?.into_iter();
-        for (mut sequence, row) in std::mem::take(&mut self.running).into_iter().zip(sequence_rows) {
-            let reason = match row.and_then(|_| draws.next()) {
-                Some(draw) => self.accept(&mut sequence, draw, events)?,
-                None => None,
-            };
-            match reason {
-                Some(reason) => self.finish(sequence, reason, events)?,
-                None => self.running.push(sequence),
+        for (sequence, row) in std::mem::take(&mut self.queue.running).into_iter().zip(drawn) {
+            match row.and_then(|_| draws.next()) {
+                Some(draw) => self.accept(sequence, draw, events)?,
+                None => self.queue.running.push(sequence),
             }
         }
         Ok(())
     }
 
-    /// Adds a drawn token to a sequence and says whether the sequence ends with it.
-    fn accept(&mut self, sequence: &mut Sequence, draw: Draw, events: &mut Vec<Event>) -> Result<Option<FinishReason>> {
-        self.metrics.tokens += 1;
+    /// Adds a drawn token to a sequence, which goes on running or finishes.
+    fn accept(&mut self, mut sequence: Sequence, draw: Draw, events: &mut Vec<Event>) -> Result<()> {
+        self.tokens += 1;
         sequence.ids.push(draw.id);
         sequence.log_probabilities.push(draw.log_probability);
         if self.tokenizer.end_ids().contains(&draw.id) {
-            return Ok(Some(FinishReason::Stop));
+            return self.finish(sequence, FinishReason::Stop, events);
         }
         let piece = sequence.reply.push(draw.id)?;
-        events.extend(piece.map(|piece| sequence.event(News::Text(piece))));
+        events.extend(piece.map(|piece| event(&sequence, News::Text(piece))));
         if sequence.reply.stopped() {
-            return Ok(Some(FinishReason::Stop));
+            return self.finish(sequence, FinishReason::Stop, events);
         }
-        let length = sequence.ids.len() - sequence.prompt_length;
-        Ok((length >= sequence.limit).then_some(FinishReason::Length))
+        if sequence.ids.len() - sequence.prompt_length >= sequence.limit {
+            return self.finish(sequence, FinishReason::Length, events);
+        }
+        self.queue.running.push(sequence);
+        Ok(())
     }
 
     fn finish(&mut self, mut sequence: Sequence, reason: FinishReason, events: &mut Vec<Event>) -> Result<()> {
-        self.pool.release(&mut sequence.place);
+        self.queue.pool.release(&mut sequence.place);
         let piece = sequence.reply.finish()?;
-        events.extend(piece.map(|piece| sequence.event(News::Text(piece))));
+        events.extend(piece.map(|piece| event(&sequence, News::Text(piece))));
         let (thinking, content) = sequence.reply.split()?;
         let completion = Completion {
             ids: sequence.ids.split_off(sequence.prompt_length),
@@ -516,23 +284,15 @@ impl Engine {
             content,
             finish_reason: reason,
         };
-        events.push(sequence.event(News::Finished(completion)));
+        events.push(event(&sequence, News::Finished(completion)));
         Ok(())
-    }
-
-    /// Drops every request.
-    fn clear(&mut self) {
-        self.groups.clear();
-        self.running.clear();
-        self.paused.clear();
-        self.pool = KvPool::new(self.pool.slots());
     }
 
     fn require_idle(&self) -> Result<()> {
         if self.is_idle() {
             return Ok(());
         }
-        Err(Error::Request("the engine still has requests; step until it is idle, or cancel them".into()))
+        Err(Error::Request("the engine still has requests: step until it is idle, or cancel them".into()))
     }
 
     /// One completion of one prompt, its text handed over as it comes.
@@ -555,57 +315,248 @@ impl Engine {
     }
 }
 
+fn event(sequence: &Sequence, news: News) -> Event {
+    Event { ticket: sequence.ticket, index: sequence.index, news }
+}
+
 impl Generate for Engine {
     fn generate(&mut self, prompts: &[Prompt], count: usize, sampling: &Sampling) -> Result<Vec<Vec<Completion>>> {
         self.require_idle()?;
         let first = self.next_ticket;
         for (index, prompt) in prompts.iter().enumerate() {
             if let Err(error) = self.submit(prompt, count, sampling) {
-                self.clear();
+                self.queue.clear();
                 return Err(match error {
                     Error::Request(what) => Error::Request(format!("prompt {index}: {what}")),
                     other => other,
                 });
             }
         }
-        let mut finished: Vec<Vec<(usize, Completion)>> = vec![Vec::with_capacity(count); prompts.len()];
+        let mut groups: Vec<Vec<(usize, Completion)>> = vec![Vec::with_capacity(count); prompts.len()];
         while !self.is_idle() {
             for event in self.step()? {
                 if let News::Finished(completion) = event.news {
-                    finished[(event.ticket.0 - first) as usize].push((event.index, completion));
+                    groups[(event.ticket.0 - first) as usize].push((event.index, completion));
                 }
             }
         }
-        Ok(finished
-            .into_iter()
-            .map(|mut group| {
-                group.sort_unstable_by_key(|&(index, _)| index);
-                group.into_iter().map(|(_, completion)| completion).collect()
-            })
-            .collect())
+        let in_order = |mut group: Vec<(usize, Completion)>| {
+            group.sort_unstable_by_key(|&(index, _)| index);
+            group.into_iter().map(|(_, completion)| completion).collect()
+        };
+        Ok(groups.into_iter().map(in_order).collect())
     }
 }
 
-impl Group {
-    /// The group's next completion.
-    fn sequence(&self, tokenizer: &Arc<Tokenizer>, place: Place) -> Result<Sequence> {
-        Ok(Sequence {
-            ticket: self.ticket,
-            index: self.started,
-            ids: self.prompt_ids.clone(),
-            prompt_length: self.prompt_ids.len(),
-            limit: self.limit,
-            log_probabilities: Vec::new(),
-            sampler: Sampler::new(&self.sampling, &self.prompt_ids, self.started)?,
-            reply: Reply::new(Arc::clone(tokenizer), &self.prompt_ids, &self.sampling.stop),
-            place,
-            cached: self.prompt_ids.len(),
-        })
-    }
-}
+#[cfg(test)]
+mod tests {
+    use kernels::Segment;
 
-impl Sequence {
-    fn event(&self, news: News) -> Event {
-        Event { ticket: self.ticket, index: self.index, news }
+    use super::*;
+    use crate::chat::{Message, Mode};
+    use crate::config::Family;
+    use crate::seeded;
+    use crate::source::{Source, WeightsFormat};
+
+    fn tokenizer() -> Arc<Tokenizer> {
+        let folder = tempfile::tempdir().unwrap();
+        seeded::write_tokenizer(folder.path()).unwrap();
+        let source =
+            Source { weights: WeightsFormat::None, folder: Some(folder.path().into()), name: "tiny".into() };
+        Arc::new(Tokenizer::load(&source).unwrap())
+    }
+
+    fn engine(pool_tokens: usize) -> Engine {
+        Engine::new(seeded::tiny_decoder(Family::Qwen3, true).unwrap(), tokenizer(), pool_tokens).unwrap()
+    }
+
+    fn prompts(engine: &Engine, texts: &[&str]) -> Vec<Prompt> {
+        texts.iter().map(|text| engine.tokenizer.prompt(&[Message::user(*text)], Mode::NoThink).unwrap()).collect()
+    }
+
+    const TEXTS: [&str; 5] = [
+        "Hi",
+        "Tell me about the sea, and do not leave out the fish.",
+        "one two three",
+        "A prompt that is a good deal longer than the others, so that it takes a chunk or two of its own to read it \
+         through to its end, which comes only after a few more words than anybody would have thought it would need, \
+         as it is meant to be longer than the rows that one step reads; and here, at last, it comes to that very end.",
+        "x",
+    ];
+
+    /// Recomputes every step from scratch.
+    fn greedy_by_hidden(decoder: &Decoder, prompt_ids: &[u32], count: usize) -> Vec<u32> {
+        let mut ids = prompt_ids.to_vec();
+        for _ in 0..count {
+            let hidden_t_d = decoder.hidden(&ids, &[Segment { start: 0, len: ids.len(), prefix: None }]).unwrap();
+            let last_1_d = hidden_t_d.narrow(0, ids.len() - 1, 1).unwrap();
+            let logits_v = decoder.logits(&last_1_d).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let best = (0..logits_v.len()).max_by(|&left, &right| logits_v[left].total_cmp(&logits_v[right])).unwrap();
+            ids.push(best as u32);
+        }
+        ids.split_off(prompt_ids.len())
+    }
+
+    #[test]
+    fn greedy_tokens_are_those_of_the_packed_forward_pass() {
+        let mut engine = engine(2048);
+        let prompts = prompts(&engine, &TEXTS);
+        let sampling = Sampling { temperature: 0.0, max_new_tokens: 24, ..Sampling::default() };
+        let completions = engine.generate(&prompts, 1, &sampling).unwrap();
+        for (prompt, group) in prompts.iter().zip(&completions) {
+            let length = group[0].ids.len();
+            assert_eq!(group[0].ids, greedy_by_hidden(&engine.decoder, &prompt.ids, length));
+            assert!(length == 24 || group[0].finish_reason == FinishReason::Stop);
+        }
+    }
+
+    #[test]
+    fn log_probabilities_are_those_of_the_packed_forward_pass() {
+        let mut engine = engine(2048);
+        let prompt = prompts(&engine, &TEXTS[1..2]).remove(0);
+        let sampling = Sampling { temperature: 0.7, top_p: 0.9, max_new_tokens: 40, ..Sampling::default() };
+        let completion = engine.generate(std::slice::from_ref(&prompt), 1, &sampling).unwrap().remove(0).remove(0);
+        let ids = [&prompt.ids[..], &completion.ids].concat();
+        let hidden_t_d =
+            engine.decoder.hidden(&ids, &[Segment { start: 0, len: ids.len(), prefix: None }]).unwrap();
+        let hidden_n_d = hidden_t_d.narrow(0, prompt.ids.len() - 1, completion.ids.len()).unwrap();
+        let expected =
+            kernels::log_probability(&hidden_n_d, engine.decoder.head_weight(), &completion.ids, 1.0).unwrap();
+        for (found, expected) in completion.log_probabilities.iter().zip(expected.to_vec1::<f32>().unwrap()) {
+            assert!((found - expected).abs() < 1e-4, "expected {expected}, found {found}");
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_completions_whatever_else_is_in_the_batch() {
+        let mut engine = engine(1 << 14);
+        let prompts = prompts(&engine, &TEXTS);
+        let sampling = Sampling { max_new_tokens: 30, seed: 11, ..Sampling::default() };
+        let together = engine.generate(&prompts, 16, &sampling).unwrap();
+        let backwards: Vec<Prompt> = prompts.iter().rev().cloned().collect();
+        let backwards = engine.generate(&backwards, 3, &sampling).unwrap();
+        for (index, prompt) in prompts.iter().enumerate() {
+            let alone = engine.generate(std::slice::from_ref(prompt), 1, &sampling).unwrap();
+            assert!(alone[0][0] == together[index][0], "prompt {index} alone");
+            assert!(backwards[prompts.len() - 1 - index][..] == together[index][..3], "prompt {index} in another order");
+        }
+        assert_ne!(together[0][0].ids, together[0][1].ids);
+        let other = engine.generate(&prompts[..1], 1, &Sampling { seed: 12, ..sampling }).unwrap();
+        assert_ne!(other[0][0].ids, together[0][0].ids);
+    }
+
+    #[test]
+    fn a_prompt_is_read_once_for_its_group() {
+        let mut engine = engine(1 << 13);
+        let prompts = prompts(&engine, &TEXTS);
+        let all = engine.generate(&prompts, 8, &Sampling { max_new_tokens: 5, ..Sampling::default() }).unwrap();
+        let metrics = engine.metrics();
+        assert_eq!(metrics.read_tokens, prompts.iter().map(|prompt| prompt.ids.len()).sum::<usize>());
+        assert_eq!(metrics.tokens, all.iter().flatten().map(|completion| completion.ids.len()).sum::<usize>());
+        assert!(metrics.seconds > 0.0 && metrics.pauses == 0);
+    }
+
+    #[test]
+    fn a_pool_that_is_too_small_for_all_changes_nothing_but_time() {
+        let sampling = Sampling { max_new_tokens: 60, seed: 3, ..Sampling::default() };
+        let mut large = engine(1 << 14);
+        let prompts = prompts(&large, &TEXTS);
+        let expected = large.generate(&prompts, 6, &sampling).unwrap();
+        let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap();
+        for tokens in [longest.next_multiple_of(16) + 64, 640, 1024] {
+            let mut small = engine(tokens);
+            assert!(small.generate(&prompts, 6, &sampling).unwrap() == expected, "{tokens} tokens");
+            assert!(small.metrics().pauses > 0 || tokens > 640, "{tokens} tokens");
+            assert_eq!(small.queue.pool.free_blocks() * 16, small.queue.pool.slots(), "every block came back");
+        }
+    }
+
+    #[test]
+    fn more_sequences_than_rows_take_turns() {
+        let mut engine = engine(1 << 14);
+        let prompts = prompts(&engine, &["a", "b"]);
+        let sampling = Sampling { max_new_tokens: 4, ..Sampling::default() };
+        let many = engine.generate(&prompts, 100, &sampling).unwrap();
+        assert_eq!(many.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100]);
+        assert_eq!(many[1][99], engine.generate(&prompts[1..], 100, &sampling).unwrap()[0][99]);
+        assert_eq!(engine.generate(&prompts, 0, &sampling).unwrap(), [vec![], vec![]]);
+    }
+
+    #[test]
+    fn streamed_text_is_the_completions() {
+        let mut engine = engine(1024);
+        let prompt = prompts(&engine, &["Go"]).remove(0);
+        for seed in 0..20 {
+            let sampling = Sampling { seed, max_new_tokens: 30, temperature: 0.8, ..Sampling::default() };
+            let (mut thinking, mut content) = (String::new(), String::new());
+            let mut show = |piece| match piece {
+                Piece::Thinking(text) => thinking.push_str(&text),
+                Piece::Content(text) => content.push_str(&text),
+            };
+            let completion = engine.generate_streaming(&prompt, &sampling, &mut show).unwrap();
+            assert_eq!(completion, engine.generate(std::slice::from_ref(&prompt), 1, &sampling).unwrap()[0][0]);
+            if completion.thinking.is_none() {
+                assert_eq!(content, completion.content);
+            }
+        }
+    }
+
+    #[test]
+    fn a_stop_text_ends_the_completion() {
+        let mut engine = engine(1024);
+        let prompt = prompts(&engine, &["Go"]);
+        let free = Sampling { max_new_tokens: 60, seed: 1, ..Sampling::default() };
+        let whole = engine.generate(&prompt, 1, &free).unwrap()[0][0].clone();
+        let start = whole.content.char_indices().nth(20).unwrap().0;
+        let stop: String = whole.content[start..].chars().take(3).collect();
+        let stopped = engine.generate(&prompt, 1, &Sampling { stop: vec![stop.clone()], ..free }).unwrap();
+        let stopped = &stopped[0][0];
+        assert_eq!(stopped.content, whole.content[..whole.content.find(&stop).unwrap()]);
+        assert_eq!(stopped.finish_reason, FinishReason::Stop);
+        assert!(whole.ids.starts_with(&stopped.ids) && stopped.ids.len() < whole.ids.len());
+    }
+
+    #[test]
+    fn requests_of_different_kinds_share_a_batch() {
+        let mut engine = engine(4096);
+        let prompts = prompts(&engine, &TEXTS[..3]);
+        let sampling = Sampling { max_new_tokens: 20, seed: 5, ..Sampling::default() };
+        let greedy = Sampling { temperature: 0.0, ..sampling.clone() };
+        let alone = engine.generate(&prompts[1..2], 1, &sampling).unwrap()[0][0].clone();
+        let dropped = engine.submit(&prompts[0], 4, &greedy).unwrap();
+        let kept = engine.submit(&prompts[1], 1, &sampling).unwrap();
+        let mut finished = Vec::new();
+        for step in 0.. {
+            if engine.is_idle() {
+                break;
+            }
+            if step == 3 {
+                engine.submit(&prompts[2], 2, &greedy).unwrap();
+                engine.cancel(dropped);
+            }
+            finished.extend(engine.step().unwrap());
+        }
+        finished.retain(|event| matches!(event.news, News::Finished(_)));
+        assert_eq!(finished.len(), 3);
+        assert!(finished.contains(&Event { ticket: kept, index: 0, news: News::Finished(alone) }));
+        assert_eq!(engine.queue.pool.free_blocks() * 16, engine.queue.pool.slots());
+    }
+
+    #[test]
+    fn requests_that_cannot_be_met_are_told_why() {
+        let mut engine = engine(256);
+        let sampling = Sampling { max_new_tokens: 10, ..Sampling::default() };
+        let prompt = |ids: Vec<u32>| Prompt { ids, messages: vec![], mode: Mode::NoThink };
+        let mut refuse = |prompt: Prompt, sampling: &Sampling| {
+            let fine = self::prompts(&engine, &["fine"]).remove(0);
+            let error = engine.generate(&[fine, prompt], 2, sampling).unwrap_err().to_string();
+            assert!(engine.is_idle(), "{error}");
+            error
+        };
+        assert!(refuse(prompt(vec![]), &sampling).contains("at least one token"));
+        assert!(refuse(prompt(vec![5, 320]), &sampling).contains("below 320, found 320"));
+        assert!(refuse(prompt(vec![5; 2048]), &sampling).contains("2048 of the model's context"));
+        assert!(refuse(prompt(vec![5; 241]), &sampling).contains("at least 272 tokens, found 256"));
+        assert!(refuse(prompt(vec![5]), &Sampling { top_p: 2.0, ..sampling.clone() }).contains("top_p"));
     }
 }

@@ -1,0 +1,308 @@
+//! Who runs next, and where its tokens lie.
+//!
+//! Requests start in the order in which they came. Where the pool runs out of room, prompts that wait give theirs up,
+//! then the sequence that started last does: it pauses, is read again once there is room, and goes before anything new.
+//! As no request is taken that could not run alone, something always runs.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kernels::Context;
+
+use crate::Result;
+use crate::engine::Ticket;
+use crate::generate::Sampling;
+use crate::kv_pool::{BLOCK_SLOTS, KvPool, Place};
+use crate::reply::Reply;
+use crate::sampler::Sampler;
+use crate::tokenizer::Tokenizer;
+
+/// Most sequences in a batch.
+const MAX_SEQUENCES: usize = 64;
+/// Most rows of a batch that read prompts.
+const READING_ROWS: usize = 256;
+
+/// A prompt and those of its completions that have not started.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) ticket: Ticket,
+    pub(crate) prompt_ids: Vec<u32>,
+    pub(crate) sampling: Sampling,
+    /// New tokens a completion may have.
+    pub(crate) limit: usize,
+    pub(crate) count: usize,
+    started: usize,
+    place: Place,
+    /// How many of the prompt's tokens have keys and values in the pool.
+    cached: usize,
+    /// What follows the prompt, once all of it is read.
+    pub(crate) logits_v: Option<Arc<[f32]>>,
+}
+
+/// One completion that has started.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) ticket: Ticket,
+    /// Which of its prompt's completions it is.
+    pub(crate) index: usize,
+    /// The prompt's tokens and the reply's.
+    pub(crate) ids: Vec<u32>,
+    pub(crate) prompt_length: usize,
+    pub(crate) limit: usize,
+    pub(crate) log_probabilities: Vec<f32>,
+    pub(crate) sampler: Sampler,
+    pub(crate) reply: Reply,
+    pub(crate) place: Place,
+    /// How many of the tokens have keys and values in the pool.
+    cached: usize,
+}
+
+/// The rows of one forward pass.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) slots: Vec<u32>,
+    pub(crate) contexts: Vec<Context>,
+    /// Rows whose logits are wanted, and what for: those of running sequences first and in their order.
+    pub(crate) ends: Vec<(usize, End)>,
+}
+
+/// Whose last token a row is: by its position among those that run, or among the groups.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum End {
+    Sequence(usize),
+    Group(usize),
+}
+
+/// Everything that was asked for and is not done.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) pool: KvPool,
+    /// Requests with completions that have not started.
+    pub(crate) groups: VecDeque<Group>,
+    /// In the order in which they started.
+    pub(crate) running: Vec<Sequence>,
+    /// Sequences that gave their room up, the first to go on first.
+    paused: VecDeque<Sequence>,
+    /// Rows that read prompts, or read again what was given up.
+    pub(crate) read_tokens: usize,
+    /// How often a sequence gave its room up.
+    pub(crate) pauses: usize,
+}
+
+impl Group {
+    pub(crate) fn new(ticket: Ticket, prompt_ids: &[u32], count: usize, limit: usize, sampling: &Sampling) -> Self {
+        Self {
+            ticket,
+            prompt_ids: prompt_ids.to_vec(),
+            sampling: sampling.clone(),
+            limit,
+            count,
+            started: 0,
+            place: Place::default(),
+            cached: 0,
+            logits_v: None,
+        }
+    }
+
+    fn sequence(&self, index: usize, tokenizer: &Arc<Tokenizer>, place: Place) -> Result<Sequence> {
+        Ok(Sequence {
+            ticket: self.ticket,
+            index,
+            ids: self.prompt_ids.clone(),
+            prompt_length: self.prompt_ids.len(),
+            limit: self.limit,
+            log_probabilities: Vec::new(),
+            sampler: Sampler::new(&self.sampling, &self.prompt_ids, index)?,
+            reply: Reply::new(Arc::clone(tokenizer), &self.prompt_ids, &self.sampling.stop),
+            place,
+            cached: self.prompt_ids.len(),
+        })
+    }
+}
+
+impl Batch {
+    /// Adds rows for the tokens `cached..end` of a sequence.
+    fn push(&mut self, ids: &[u32], place: &Place, cached: usize, end: usize) {
+        self.ids.extend_from_slice(&ids[cached..end]);
+        self.positions.extend(cached as u32..end as u32);
+        self.slots.extend_from_slice(&place.slots()[cached..end]);
+        self.contexts.extend((cached..end).map(|at| Context { slots: Arc::clone(place.slots()), len: at + 1 }));
+    }
+}
+
+impl Queue {
+    pub(crate) fn new(pool_tokens: usize) -> Self {
+        Self {
+            pool: KvPool::new(pool_tokens),
+            groups: VecDeque::new(),
+            running: Vec::new(),
+            paused: VecDeque::new(),
+            read_tokens: 0,
+            pauses: 0,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.groups.is_empty() && self.running.is_empty() && self.paused.is_empty()
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self) {
+        self.groups.clear();
+        self.running.clear();
+        self.paused.clear();
+        self.pool = KvPool::new(self.pool.slots());
+    }
+
+    /// Drops one request.
+    pub(crate) fn cancel(&mut self, ticket: Ticket) {
+        for group in self.groups.iter_mut().filter(|group| group.ticket == ticket) {
+            self.pool.release(&mut group.place);
+        }
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.ticket == ticket) {
+            self.pool.release(&mut sequence.place);
+        }
+        self.groups.retain(|group| group.ticket != ticket);
+        self.running.retain(|sequence| sequence.ticket != ticket);
+        self.paused.retain(|sequence| sequence.ticket != ticket);
+    }
+
+    /// Lets paused sequences go on, if there is room for all they have and a block for each that runs.
+    pub(crate) fn resume(&mut self) {
+        while self.running.len() < MAX_SEQUENCES
+            && let Some(mut sequence) = self.paused.pop_front()
+        {
+            let needed = sequence.ids.len().div_ceil(BLOCK_SLOTS);
+            while self.running.is_empty() && self.pool.free_blocks() < needed && self.give_up_prompt() {}
+            if self.pool.free_blocks() < needed + self.running.len()
+                || !self.pool.grow(&mut sequence.place, sequence.ids.len())
+            {
+                self.paused.push_front(sequence);
+                return;
+            }
+            self.running.push(sequence);
+        }
+    }
+
+    /// Starts completions of the first prompt, if it has been read: the sequences, and the logits that their first
+    /// tokens are drawn from. None where nothing can start.
+    pub(crate) fn start(&mut self, tokenizer: &Arc<Tokenizer>) -> Result<Option<(Vec<Sequence>, Arc<[f32]>)>> {
+        if !self.paused.is_empty() {
+            return Ok(None);
+        }
+        loop {
+            let Some(group) = self.groups.front_mut() else { return Ok(None) };
+            let Some(logits_v) = group.logits_v.clone() else { return Ok(None) };
+            let length = group.prompt_ids.len();
+            let mut sequences = Vec::new();
+            while group.started < group.count && self.running.len() + sequences.len() < MAX_SEQUENCES {
+                let mut place = self.pool.share(&group.place, length);
+                if !self.pool.grow(&mut place, length + 1) {
+                    self.pool.release(&mut place);
+                    break;
+                }
+                sequences.push(group.sequence(group.started, tokenizer, place)?);
+                group.started += 1;
+            }
+            if group.started == group.count {
+                self.pool.release(&mut group.place);
+                self.groups.pop_front();
+            }
+            if !sequences.is_empty() {
+                return Ok(Some((sequences, logits_v)));
+            }
+            // Alone and still without room: prompts that wait behind this one hold it.
+            if !self.running.is_empty() || self.groups.len() < 2 || !self.give_up_prompt() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Gives room to prompts whose completions could start soon.
+    pub(crate) fn place_prompts(&mut self) {
+        if !self.paused.is_empty() {
+            return;
+        }
+        let mut sequences = self.running.len();
+        for group in &mut self.groups {
+            if sequences >= MAX_SEQUENCES {
+                return;
+            }
+            if group.place.slots().is_empty() {
+                // A block more for each that runs, and one for this prompt's first completion.
+                let needed = group.prompt_ids.len().div_ceil(BLOCK_SLOTS) + self.running.len() + 1;
+                if self.pool.free_blocks() < needed || !self.pool.grow(&mut group.place, group.prompt_ids.len()) {
+                    return;
+                }
+            }
+            sequences += group.count - group.started;
+        }
+    }
+
+    /// Gives every running sequence a slot for its next token, at the cost of prompts that wait, then of the
+    /// sequences that started last.
+    pub(crate) fn make_room(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            if self.pool.grow(&mut sequence.place, sequence.ids.len()) {
+                index += 1;
+            } else if !self.give_up_prompt()
+                && let Some(mut last) = self.running.pop()
+            {
+                self.pool.release(&mut last.place);
+                last.cached = 0;
+                self.paused.push_front(last);
+                self.pauses += 1;
+            }
+        }
+    }
+
+    /// Takes the room of the last group that has any; its prompt will be read again.
+    fn give_up_prompt(&mut self) -> bool {
+        let Some(group) = self.groups.iter_mut().rev().find(|group| !group.place.slots().is_empty()) else {
+            return false;
+        };
+        self.pool.release(&mut group.place);
+        group.cached = 0;
+        group.logits_v = None;
+        true
+    }
+
+    /// The rows of the next forward pass; marks their tokens as cached.
+    pub(crate) fn plan(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        let mut budget = READING_ROWS;
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            let length = sequence.ids.len();
+            let reading = length - sequence.cached > 1;
+            let end = if reading { length.min(sequence.cached + budget) } else { length };
+            if reading {
+                budget -= end - sequence.cached;
+                self.read_tokens += end - sequence.cached;
+            }
+            batch.push(&sequence.ids, &sequence.place, sequence.cached, end);
+            sequence.cached = end;
+            if end == length {
+                batch.ends.push((batch.ids.len() - 1, End::Sequence(index)));
+            }
+        }
+        for (index, group) in self.groups.iter_mut().enumerate() {
+            let length = group.prompt_ids.len();
+            if group.place.slots().is_empty() || group.cached == length || budget == 0 {
+                continue;
+            }
+            let end = length.min(group.cached + budget);
+            budget -= end - group.cached;
+            self.read_tokens += end - group.cached;
+            batch.push(&group.prompt_ids, &group.place, group.cached, end);
+            group.cached = end;
+            if end == length {
+                batch.ends.push((batch.ids.len() - 1, End::Group(index)));
+            }
+        }
+        batch
+    }
+}
