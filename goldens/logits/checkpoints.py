@@ -3,9 +3,11 @@
     SAFERL_CHECKPOINTS=/tmp/checkpoints cargo test -p model --test logits write_checkpoints
     python goldens/logits/checkpoints.py /tmp/checkpoints
 
-`merged` is loaded by transformers alone; `peft` is the adapter on `base`. crates/model/tests/logits.rs compares.
+`merged` is loaded by transformers alone; `peft` is the adapter on `base`. crates/model/tests/logits.rs compares. Where
+the folder holds SmolLM2 too (the GGUF file saved as a Hugging Face folder), it must still be what smollm2.json says.
 """
 
+import json
 import pathlib
 import sys
 
@@ -31,3 +33,7 @@ if __name__ == "__main__":
     }
     logits.VERSIONS["peft"] = peft.__version__
     logits.write("checkpoints.json", facts)
+    if (folder / "smollm2").exists():
+        known = json.loads((logits.FOLDER / "smollm2.json").read_text())
+        smollm2 = transformers.AutoModelForCausalLM.from_pretrained(folder / "smollm2", dtype=torch.float32).eval()
+        assert logits.greedy(smollm2, known["ids"], 64) == known["greedy"]

@@ -12,68 +12,14 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, Var};
 use kernels::{Context, Segment};
 
-use crate::config::{Config, Family};
+pub use crate::block::{Attention, PoolLayer, Rotation};
+use crate::block::{Block, Loader};
+use crate::config::Config;
 use crate::linear::{Linear, narrowed, narrowed_weight, product};
 use crate::lora::Lora;
 use crate::source::Source;
 use crate::weights::{Weights, safetensors};
 use crate::{Error, Result};
-
-/// Keys and values of one layer for every slot of the pool: slots x key/value heads x head width, f32.
-#[derive(Debug, Clone)]
-pub struct PoolLayer {
-    /// Keys, already rotated.
-    pub k: Tensor,
-    /// Values.
-    pub v: Tensor,
-}
-
-/// Cosine and sine of each row's rotary angles, rows x half a head.
-#[derive(Debug, Clone)]
-pub struct Rotation {
-    /// Cosines.
-    pub cos_t_r: Tensor,
-    /// Sines.
-    pub sin_t_r: Tensor,
-}
-
-/// What the rows of a call attend to.
-#[derive(Debug)]
-pub enum Attention<'a> {
-    /// Causally to their own segment and its shared prefix; differentiable.
-    Packed {
-        /// The segments that the rows consist of.
-        segments: &'a [Segment],
-        /// The rows' angles.
-        rotation: Rotation,
-    },
-    /// To slots of the pool, after writing their own key and value there; no gradient.
-    Paged {
-        /// One entry a layer.
-        pool: &'a mut [PoolLayer],
-        /// The slot that each row's key and value go to.
-        slots: &'a [u32],
-        /// What each row attends to, its own slot included.
-        rows: &'a [Context],
-        /// The rows' angles.
-        rotation: Rotation,
-    },
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Block {
-    input_norm_d: Tensor,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    query_norm_d: Option<Tensor>,
-    key_norm_d: Option<Tensor>,
-    output: Linear,
-    inner_norm_d: Tensor,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-}
 
 /// A dense decoder with its weights. A clone shares them: it costs a few pointers a tensor.
 ///
@@ -133,7 +79,7 @@ impl Decoder {
         let (vocabulary, hidden) = (config.vocabulary, config.hidden);
         let embedding_v_d = loader.matrix("model.embed_tokens.weight", vocabulary, hidden)?;
         let blocks = (0..config.layers)
-            .map(|layer| loader.block(config, layer))
+            .map(|layer| Block::load(&mut loader, config, layer))
             .collect::<Result<_>>()?;
         let norm_d = loader.vector("model.norm.weight", hidden)?;
         let head_v_d = match language_head && !config.tied {
@@ -243,65 +189,7 @@ impl Decoder {
                 self.config.layers
             )));
         };
-        let normed_t_d = kernels::rms_norm(x_t_d, &block.input_norm_d, self.config.norm_epsilon)?;
-        let x_t_d = (x_t_d + self.attend(layer, block, &normed_t_d, attention)?)?;
-        let normed_t_d = kernels::rms_norm(&x_t_d, &block.inner_norm_d, self.config.norm_epsilon)?;
-        let gate_t_i = block.gate.apply(&normed_t_d, self.dtype)?;
-        let up_t_i = block.up.apply(&normed_t_d, self.dtype)?;
-        let inner_t_i = kernels::swiglu(&gate_t_i, &up_t_i)?;
-        Ok((x_t_d + block.down.apply(&inner_t_i, self.dtype)?)?)
-    }
-
-    fn attend(
-        &self,
-        layer: usize,
-        block: &Block,
-        x_t_d: &Tensor,
-        attention: &mut Attention<'_>,
-    ) -> Result<Tensor> {
-        let (rows, width) = (x_t_d.dim(0)?, self.config.head_dim);
-        let (heads, groups) = (self.config.heads, self.config.key_value_heads);
-        let (Attention::Packed { rotation, .. } | Attention::Paged { rotation, .. }) = &*attention;
-        let head_norm = |x_t_h_d: Tensor, weight: &Option<Tensor>| match weight {
-            Some(weight_d) => kernels::rms_norm(&x_t_h_d, weight_d, self.config.norm_epsilon),
-            None => Ok(x_t_h_d),
-        };
-        let q_t_h_d = block
-            .query
-            .apply(x_t_d, self.dtype)?
-            .reshape((rows, heads, width))?;
-        let q_t_h_d = kernels::rotate(
-            &head_norm(q_t_h_d, &block.query_norm_d)?,
-            &rotation.cos_t_r,
-            &rotation.sin_t_r,
-        )?;
-        let k_t_g_d = block
-            .key
-            .apply(x_t_d, self.dtype)?
-            .reshape((rows, groups, width))?;
-        let k_t_g_d = kernels::rotate(
-            &head_norm(k_t_g_d, &block.key_norm_d)?,
-            &rotation.cos_t_r,
-            &rotation.sin_t_r,
-        )?;
-        let v_t_g_d = block
-            .value
-            .apply(x_t_d, self.dtype)?
-            .reshape((rows, groups, width))?;
-        let mixed_t_h_d = match attention {
-            Attention::Packed { segments, .. } => kernels::attend(&q_t_h_d, &k_t_g_d, &v_t_g_d, segments)?,
-            Attention::Paged {
-                pool, slots, rows, ..
-            } => {
-                let PoolLayer { k, v } = &pool[layer];
-                kernels::write_slots(k, &k_t_g_d, slots)?;
-                kernels::write_slots(v, &v_t_g_d, slots)?;
-                kernels::attend_paged(&q_t_h_d, k, v, rows)?
-            }
-        };
-        Ok(block
-            .output
-            .apply(&mixed_t_h_d.reshape((rows, heads * width))?, self.dtype)?)
+        block.apply(&self.config, self.dtype, layer, x_t_d, attention)
     }
 
     /// The final norm; its result is what the heads read (rounded as an input of their product, if `dtype` says so).
@@ -512,94 +400,5 @@ impl Decoder {
             list.extend(named.map(|(part, linear)| (format!("model.layers.{layer}.{part}"), linear)));
         }
         list
-    }
-}
-
-/// The norms of a block, then its linear layers, each by its name within the block.
-type Parts<'a> = (
-    Vec<(&'static str, &'a mut Tensor)>,
-    [(&'static str, &'a mut Linear); 7],
-);
-
-impl Block {
-    fn parts_mut(&mut self) -> Parts<'_> {
-        let mut norms = vec![
-            ("input_layernorm", &mut self.input_norm_d),
-            ("post_attention_layernorm", &mut self.inner_norm_d),
-        ];
-        norms.extend(
-            self.query_norm_d
-                .as_mut()
-                .map(|norm_d| ("self_attn.q_norm", norm_d)),
-        );
-        norms.extend(
-            self.key_norm_d
-                .as_mut()
-                .map(|norm_d| ("self_attn.k_norm", norm_d)),
-        );
-        let linears = [
-            ("self_attn.q_proj", &mut self.query),
-            ("self_attn.k_proj", &mut self.key),
-            ("self_attn.v_proj", &mut self.value),
-            ("self_attn.o_proj", &mut self.output),
-            ("mlp.gate_proj", &mut self.gate),
-            ("mlp.up_proj", &mut self.up),
-            ("mlp.down_proj", &mut self.down),
-        ];
-        (norms, linears)
-    }
-}
-
-/// Takes tensors out of a checkpoint, checked, narrowed and on their device.
-struct Loader<'a> {
-    weights: &'a mut Weights,
-    dtype: DType,
-    device: &'a Device,
-}
-
-impl Loader<'_> {
-    fn vector(&mut self, name: &str, width: usize) -> Result<Tensor> {
-        Ok(self.weights.take(name, &[width])?.to_device(self.device)?)
-    }
-
-    fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
-        let tensor = self
-            .weights
-            .take(name, &[rows, columns])?
-            .to_device(self.device)?;
-        Ok(narrowed(&tensor, self.dtype)?)
-    }
-
-    fn linear(&mut self, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
-        let weight_o_i = self.matrix(&format!("{name}.weight"), outputs, inputs)?;
-        let bias_o = bias
-            .then(|| self.vector(&format!("{name}.bias"), outputs))
-            .transpose()?;
-        Ok(Linear {
-            weight_o_i,
-            bias_o,
-            adapter: None,
-        })
-    }
-
-    fn block(&mut self, config: &Config, layer: usize) -> Result<Block> {
-        let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let (hidden, inner, width) = (config.hidden, config.intermediate, config.head_dim);
-        let (heads, groups) = (config.heads * width, config.key_value_heads * width);
-        let normed = config.family == Family::Qwen3;
-        let mut head_norm = |part| normed.then(|| self.vector(&name(part), width)).transpose();
-        Ok(Block {
-            query_norm_d: head_norm("self_attn.q_norm.weight")?,
-            key_norm_d: head_norm("self_attn.k_norm.weight")?,
-            input_norm_d: self.vector(&name("input_layernorm.weight"), hidden)?,
-            query: self.linear(&name("self_attn.q_proj"), heads, hidden, config.attention_bias)?,
-            key: self.linear(&name("self_attn.k_proj"), groups, hidden, config.attention_bias)?,
-            value: self.linear(&name("self_attn.v_proj"), groups, hidden, config.attention_bias)?,
-            output: self.linear(&name("self_attn.o_proj"), hidden, heads, config.output_bias)?,
-            inner_norm_d: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            gate: self.linear(&name("mlp.gate_proj"), inner, hidden, false)?,
-            up: self.linear(&name("mlp.up_proj"), inner, hidden, false)?,
-            down: self.linear(&name("mlp.down_proj"), hidden, inner, false)?,
-        })
     }
 }

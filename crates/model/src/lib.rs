@@ -45,6 +45,7 @@
 //! # }
 //! ```
 
+mod block;
 pub mod built_in;
 pub mod chat;
 pub mod config;

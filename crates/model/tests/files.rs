@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use kernels::Segment;
 use model::config::{Config, Family};
 use model::decoder::Decoder;
+use model::lora::Lora;
 use model::seeded;
 use model::source::{Source, WeightsFormat};
 use model::weights::{Weights, gguf, safetensors};
@@ -523,6 +524,64 @@ fn a_wrong_configuration_names_file_and_key() {
         "a rope_type of default or llama3, found {\"rope_type\":\"yarn\"}",
     );
     says("tie_word_embeddings", json!(1), "true or false, found 1");
+}
+
+#[test]
+fn adapters_that_would_compute_otherwise_are_refused() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let mut decoder = seeded::tiny_decoder(Family::Llama, true)?;
+    let targets = vec!["k_proj".to_owned()];
+    let lora = Lora {
+        rank: 2,
+        alpha: 4.0,
+        targets,
+    };
+    decoder.add_adapters(&lora, 3)?;
+    decoder.save_adapters(folder.path(), "base")?;
+    let path = folder.path().join("adapter_config.json");
+    let saved: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+    let load = |key: &str, value: serde_json::Value| -> Result<String, Box<dyn Error>> {
+        let mut config = saved.clone();
+        config[key] = value;
+        std::fs::write(&path, config.to_string())?;
+        Ok(message(
+            seeded::tiny_decoder(Family::Llama, true)?.load_adapters(folder.path()),
+        ))
+    };
+    assert_eq!(load("use_rslora", false.into())?, "it succeeded");
+    for (key, value, expected) in [
+        (
+            "use_rslora",
+            true.into(),
+            "key `use_rslora`: expected nothing, found true",
+        ),
+        (
+            "bias",
+            "all".into(),
+            "key `bias`: expected \"none\", found \"all\"",
+        ),
+        ("peft_type", "IA3".into(), "key `peft_type`: expected \"LORA\""),
+        (
+            "r",
+            3.into(),
+            "lora_A.weight: expected shape [3, 32], found shape [2, 32]",
+        ),
+        ("r", 0.into(), "lora rank: expected at least 1"),
+        (
+            "target_modules",
+            serde_json::json!(["lm_head"]),
+            "lora target `lm_head`: expected one of",
+        ),
+        (
+            "target_modules",
+            serde_json::json!(["q_proj"]),
+            "q_proj.lora_A.weight: expected shape [2, 32], found no",
+        ),
+    ] {
+        let found = load(key, value)?;
+        assert!(found.contains(expected), "expected `{expected}`, found `{found}`");
+    }
+    Ok(())
 }
 
 #[test]

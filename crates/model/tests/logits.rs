@@ -477,22 +477,45 @@ fn write_checkpoints() -> Outcome {
     decoder
         .merge_adapters()?
         .save(&folder.join("merged"), DType::F32)?;
+    if let Some(path) = smollm2() {
+        load_smollm2(path)?.save(&folder.join("smollm2"), DType::F32)?;
+    }
     Ok(())
+}
+
+/// The GGUF file of SmolLM2: `SAFERL_SMOLLM2`, else where `saferl pull smollm2-135m` puts it.
+fn smollm2() -> Option<PathBuf> {
+    let pulled = || {
+        Some(
+            model::source::cache_folder()
+                .ok()?
+                .join("smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        )
+    };
+    std::env::var_os("SAFERL_SMOLLM2")
+        .map(PathBuf::from)
+        .or_else(pulled)
+        .filter(|path| path.exists())
+}
+
+fn load_smollm2(path: PathBuf) -> Result<Decoder, Box<dyn Error>> {
+    let (weights, name) = (WeightsFormat::Gguf(path), "smollm2-135m".into());
+    let source = Source {
+        weights,
+        folder: None,
+        name,
+    };
+    Ok(Decoder::load(&source, DType::F32, &Device::Cpu)?)
 }
 
 #[test]
 fn smollm2_agrees_with_transformers() -> Outcome {
-    let Some(path) = std::env::var_os("SAFERL_SMOLLM2").map(PathBuf::from) else {
-        println!("skipped: SAFERL_SMOLLM2 does not name the GGUF file of SmolLM2");
+    let Some(path) = smollm2() else {
+        println!("skipped: SAFERL_SMOLLM2 names no file, and smollm2-135m has not been pulled");
         return Ok(());
     };
     let golden = golden("smollm2.json")?;
-    let source = Source {
-        weights: WeightsFormat::Gguf(path),
-        folder: None,
-        name: "smollm2-135m".into(),
-    };
-    let decoder = Decoder::load(&source, DType::F32, &Device::Cpu)?;
+    let decoder = load_smollm2(path)?;
     let prompt = ids(&golden["ids"]);
     let rows = all_logits(&decoder, &prompt)?;
     let last = &rows[prompt.len() - 1];
