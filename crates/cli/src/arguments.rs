@@ -1,5 +1,4 @@
 //! The command line, parsed purely: nothing here opens a file or loads a model.
-#![allow(dead_code)] // until the commands of train and judge land
 
 use std::path::PathBuf;
 
@@ -19,6 +18,8 @@ pub(crate) struct Arguments {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Train a small real model for a few minutes and see what changed
+    Quickstart(Quickstart),
     /// Fetch a model into the cache and print where it lies
     Pull(Pull),
     /// Talk with a model in the terminal
@@ -27,8 +28,22 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Show the text and the token ids that a model's chat template makes of messages
     Render(Render),
+    /// Train a model by a recipe
+    Train(Train),
+    /// Work on training prompts
+    #[command(subcommand)]
+    Data(Data),
+    /// Judge how safe prompts and replies are
+    #[command(subcommand)]
+    Guard(Guard),
+    /// Score how helpful replies are
+    #[command(subcommand)]
+    Reward(Reward),
     /// Write a run's page, report.html
     Report(Report),
+    /// Write a checkpoint in other programs' formats
+    #[command(subcommand)]
+    Export(Export),
 }
 
 /// `saferl quickstart`
@@ -82,8 +97,8 @@ pub(crate) struct Drawing {
     /// The same seed gives the same reply
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Number type of the weights
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    /// Number type of the weights: f32 as references compute, or bf16 in half the memory
+    #[arg(long, value_enum, default_value_t = Precision::F32, hide_possible_values = true)]
     pub(crate) dtype: Precision,
 }
 
@@ -113,9 +128,9 @@ impl Drawing {
 /// Number types of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Precision {
-    /// 32-bit floating point, as references compute
+    /// 32-bit floating point.
     F32,
-    /// Brain floating point, half the memory
+    /// Brain floating point.
     Bf16,
 }
 
@@ -328,8 +343,8 @@ pub(crate) struct ExportTarget {
     /// The folder to write
     #[arg(long, short, value_name = "FOLDER")]
     pub(crate) output: PathBuf,
-    /// Number type of a whole model's weights; adapters are always f32
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    /// Number type of a whole model's weights, f32 or bf16; adapters are always f32
+    #[arg(long, value_enum, default_value_t = Precision::F32, hide_possible_values = true)]
     pub(crate) dtype: Precision,
 }
 
@@ -383,5 +398,14 @@ mod tests {
         ] {
             assert!(Arguments::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn overrides_may_repeat() {
+        let Command::Train(train) = parse("saferl train a.toml --set steps=1 --set run=x --resume") else {
+            panic!()
+        };
+        assert_eq!(train.recipe.overrides, ["steps=1", "run=x"]);
+        assert!(train.resume && !train.dry_run);
     }
 }

@@ -6,9 +6,11 @@
 mod arguments;
 mod commands;
 mod error;
+mod estimate;
 mod local;
 mod output;
 mod progress;
+mod table;
 
 use std::process::ExitCode;
 

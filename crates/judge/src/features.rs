@@ -184,7 +184,9 @@ impl Features {
     ) -> Vec<std::result::Result<Arc<Feature>, String>> {
         let tokens = self.tokenize_all(conversations);
         let keys: Vec<_> = tokens.iter().map(|tokens| tokens.as_ref().map(key_of)).collect();
-        if self.cache.is_none() && self.known.len() > MEMORY {
+        let new = keys.iter().flatten().any(|key| !self.known.contains_key(key));
+        // Only when something new comes: the helpfulness head asks for what the guard has just had computed.
+        if new && self.cache.is_none() && self.known.len() > MEMORY {
             self.known.clear();
         }
         let wanted = tokens
@@ -558,4 +560,71 @@ pub fn fingerprint(source: &Source) -> Result<String> {
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompt(ids: &[u32], user: Range<usize>) -> PromptTokens {
+        PromptTokens {
+            ids: ids.to_vec(),
+            user,
+        }
+    }
+
+    #[test]
+    fn surface_tells_loops_and_copies_from_fresh_text() {
+        let prompt = prompt(&[1, 2, 3, 4, 5, 6], 1..5);
+        let fresh = surface(&prompt, &[10, 11, 12, 13, 14, 15]);
+        let looping = surface(&prompt, &[10, 11, 10, 11, 10, 11]);
+        let copied = surface(&prompt, &[2, 3, 4, 5]);
+        assert_eq!(fresh[1..], [1.0, 1.0, 0.0, 0.0, 0.25]);
+        assert_eq!(looping[1..], [1.0 / 3.0, 0.4, 0.0, 0.0, 0.5]);
+        assert_eq!(copied[1..], [1.0, 1.0, 1.0, 1.0, 0.5]);
+        assert!(surface(&prompt, &[9]).iter().all(|figure| figure.is_finite()));
+    }
+
+    #[test]
+    fn batches_hold_each_conversation_once_within_the_budget() {
+        let prompts: Vec<_> = (0..3).map(|n| Arc::new(prompt(&[n; 200], 0..1))).collect();
+        let tokens: Vec<Tokens> = (0..90)
+            .map(|n| Tokens {
+                prompt: Arc::clone(&prompts[n % 3]),
+                reply: (n >= 3).then(|| vec![n as u32; 100]),
+            })
+            .collect();
+        let mut wanted: Vec<_> = tokens.iter().map(|tokens| (tokens, key_of(tokens))).collect();
+        wanted.push(wanted[5]);
+        let batches = batches(&wanted);
+        let mut seen = HashSet::new();
+        for batch in &batches {
+            assert!(batch.iter().map(Group::rows).sum::<usize>() <= BATCH_ROWS);
+            for group in batch {
+                for (key, reply) in &group.members {
+                    assert!(seen.insert(*key));
+                    assert_eq!(
+                        reply.map_or(group.prompt.ids[0], |ids| ids[0] % 3),
+                        group.prompt.ids[0]
+                    );
+                }
+            }
+        }
+        assert_eq!(seen.len(), 90);
+        assert!(batches.len() < 7, "{} passes for 9300 rows", batches.len());
+    }
+
+    #[test]
+    fn an_absent_reply_is_not_an_empty_one() {
+        let prompt = Arc::new(prompt(&[1, 2], 0..1));
+        let of = |reply| {
+            key_of(&Tokens {
+                prompt: Arc::clone(&prompt),
+                reply,
+            })
+        };
+        assert_ne!(of(None), of(Some(vec![])));
+        assert_ne!(of(Some(vec![3])), of(Some(vec![4])));
+        assert_eq!(of(Some(vec![3])), of(Some(vec![3])));
+    }
 }

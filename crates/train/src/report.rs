@@ -5,6 +5,7 @@
 
 mod chart;
 
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -47,9 +48,9 @@ struct Alarm {
     what: String,
 }
 
-/// Two replies to one prompt.
+/// Two replies to one prompt, or the only one that there is.
 struct Pair<'a> {
-    before: &'a Sample,
+    before: Option<&'a Sample>,
     after: &'a Sample,
 }
 
@@ -413,7 +414,7 @@ fn series_of(metrics: &[Metrics], read: Reading) -> Vec<Series> {
     let modes = metrics
         .iter()
         .flat_map(|step| step.modes.keys())
-        .collect::<std::collections::BTreeSet<_>>();
+        .collect::<BTreeSet<_>>();
     let apart = modes.into_iter().map(|mode| Series {
         name: serde_json::to_value(mode)
             .ok()
@@ -427,30 +428,32 @@ fn series_of(metrics: &[Metrics], read: Reading) -> Vec<Series> {
     std::iter::once(all).chain(apart).collect()
 }
 
-/// Replies side by side: the held-out ones before and after, or else the first and the last of training.
+/// Replies side by side: the held-out ones before and after, or else the first and the last of training; where no
+/// prompt came twice, those of the last step.
 fn replies(samples: &[Sample]) -> String {
-    let (title, pairs) = match held_out(samples) {
-        pairs if pairs.is_empty() => ("Replies in training, first and last", from_training(samples)),
-        pairs => ("Replies to held-out prompts, before and after", pairs),
-    };
-    if pairs.is_empty() {
+    let choices = [
+        ("Replies to held-out prompts, before and after", held_out(samples)),
+        ("Replies in training, first and last", first_and_last(samples)),
+        ("Replies in the last step", last_step(samples)),
+    ];
+    let Some((title, pairs)) = choices.into_iter().find(|(_, pairs)| !pairs.is_empty()) else {
         return String::new();
-    }
+    };
     let chosen = spread(&pairs);
     let mut html = format!("<h2>{title}</h2>\n");
-    for pair in &chosen {
+    for Pair { before, after } in &chosen {
+        let before = before.map_or_else(String::new, |sample| reply(sample, "before"));
         let _ = writeln!(
             html,
-            "<div class=\"pair\"><p>{} <span class=\"chip\">{}</span></p><div>{}{}</div></div>",
-            escape(&pair.before.prompt),
-            escape(&pair.before.kind),
-            reply(pair.before, "before"),
-            reply(pair.after, "after")
+            "<div class=\"pair\"><p>{} <span class=\"chip\">{}</span></p><div>{before}{}</div></div>",
+            escape(&after.prompt),
+            escape(&after.kind),
+            reply(after, "after")
         );
     }
     let _ = writeln!(
         html,
-        "<p class=\"facts\">{} of {} pairs; samples.jsonl holds all.</p>",
+        "<p class=\"facts\">{} of {}; samples.jsonl holds all.</p>",
         chosen.len(),
         pairs.len()
     );
@@ -463,44 +466,61 @@ fn held_out(samples: &[Sample]) -> Vec<Pair<'_>> {
             .iter()
             .filter(move |sample| sample.phase.as_deref() == Some(phase))
     };
-    let after: std::collections::HashMap<&str, &Sample> =
-        of("after").map(|sample| (sample.id.as_str(), sample)).collect();
-    of("before")
-        .filter_map(|before| after.get(before.id.as_str()).map(|after| Pair { before, after }))
+    let before: HashMap<&str, &Sample> = of("before").map(|sample| (sample.id.as_str(), sample)).collect();
+    let pair = |after| {
+        Some(Pair {
+            before: Some(*before.get(after.id.as_str())?),
+            after,
+        })
+    };
+    of("after").filter_map(pair).collect()
+}
+
+/// The first sample of each prompt and mode, beside the first of the last step that drew it again.
+fn first_and_last(samples: &[Sample]) -> Vec<Pair<'_>> {
+    let mut order: Vec<(&Sample, &Sample)> = Vec::new();
+    let mut places = HashMap::new();
+    for sample in samples.iter().filter(|sample| sample.phase.is_none()) {
+        let place = *places.entry((&sample.id, &sample.mode)).or_insert_with(|| {
+            order.push((sample, sample));
+            order.len() - 1
+        });
+        if sample.step > order[place].1.step {
+            order[place].1 = sample;
+        }
+    }
+    order.retain(|(first, last)| last.step > first.step);
+    order
+        .into_iter()
+        .map(|(first, last)| Pair {
+            before: Some(first),
+            after: last,
+        })
         .collect()
 }
 
-/// The first sample of each prompt and mode, beside the first that a later step drew.
-fn from_training(samples: &[Sample]) -> Vec<Pair<'_>> {
-    let mut order: Vec<Pair> = Vec::new();
-    let mut places = std::collections::HashMap::new();
-    for sample in samples.iter().filter(|sample| sample.phase.is_none()) {
-        let place = *places.entry((&sample.id, &sample.mode)).or_insert_with(|| {
-            order.push(Pair {
-                before: sample,
-                after: sample,
-            });
-            order.len() - 1
-        });
-        if sample.step > order[place].after.step {
-            order[place].after = sample;
-        }
-    }
-    order.retain(|pair| pair.after.step > pair.before.step);
-    order
+/// The first sample of each prompt and mode in the last step.
+fn last_step(samples: &[Sample]) -> Vec<Pair<'_>> {
+    let last = samples.iter().filter_map(|sample| sample.step).max();
+    let mut seen = HashSet::new();
+    let of_last = samples
+        .iter()
+        .filter(|sample| sample.step.is_some() && sample.step == last);
+    let first = of_last.filter(|sample| seen.insert((&sample.id, &sample.mode)));
+    first.map(|after| Pair { before: None, after }).collect()
 }
 
 /// A few pairs of each kind, evenly over the prompts of that kind.
 fn spread<'a>(pairs: &'a [Pair<'a>]) -> Vec<&'a Pair<'a>> {
     let mut kinds: Vec<&str> = Vec::new();
     for pair in pairs {
-        if !kinds.contains(&pair.before.kind.as_str()) {
-            kinds.push(&pair.before.kind);
+        if !kinds.contains(&pair.after.kind.as_str()) {
+            kinds.push(&pair.after.kind);
         }
     }
     let mut chosen = Vec::new();
     for kind in kinds {
-        let of_kind: Vec<&Pair> = pairs.iter().filter(|pair| pair.before.kind == kind).collect();
+        let of_kind: Vec<&Pair> = pairs.iter().filter(|pair| pair.after.kind == kind).collect();
         let count = of_kind.len().min(PAIRS_A_KIND);
         chosen.extend((0..count).map(|index| of_kind[index * of_kind.len() / count]));
     }
@@ -653,6 +673,23 @@ mod tests {
         let html = page(folder.path()).unwrap();
         assert!(html.contains("first one") && html.contains("last one") && !html.contains("second one"));
         assert!(html.contains("step 1<") && html.contains("step 30<"));
+    }
+
+    #[test]
+    fn a_short_run_shows_its_last_step() {
+        let folder = folder(false);
+        let row =
+            |step: usize, id: &str| format!("{{\"step\":{step},\"id\":\"{id}\",\"content\":\"of {id}\"}}\n");
+        std::fs::write(
+            folder.path().join("samples.jsonl"),
+            row(1, "a") + &row(2, "b") + &row(2, "b"),
+        )
+        .unwrap();
+        let html = page(folder.path()).unwrap();
+        assert_eq!(
+            (html.matches("of b<").count(), html.matches("of a<").count()),
+            (1, 0)
+        );
     }
 
     #[test]

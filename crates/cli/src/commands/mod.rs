@@ -1,21 +1,38 @@
 //! The commands, one file each: arguments into calls of the crates beneath.
 
 mod chat;
+mod dry_run;
+mod export;
+mod filter;
 mod generate;
+mod guard;
+mod heads;
 mod pull;
+mod quickstart;
 mod render;
 mod report;
+mod reward;
+mod train;
 
-use crate::arguments::Command;
+use crate::arguments::{Command, Data, Guard, Reward};
 use crate::error::Result;
 
 /// Carries out a command.
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
+        Command::Quickstart(arguments) => quickstart::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Render(arguments) => render::run(&arguments),
+        Command::Train(arguments) => train::run(&arguments),
+        Command::Data(Data::Filter(arguments)) => filter::run(&arguments),
+        Command::Guard(Guard::Train(arguments)) => guard::train(&arguments),
+        Command::Guard(Guard::Score(arguments)) => guard::score(&arguments),
+        Command::Guard(Guard::Eval(arguments)) => guard::evaluate(&arguments),
+        Command::Reward(Reward::Train(arguments)) => reward::train(&arguments),
+        Command::Reward(Reward::Score(arguments)) => reward::score(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Export(target) => export::run(&target),
     }
 }

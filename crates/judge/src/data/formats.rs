@@ -557,3 +557,213 @@ fn llmbar(source: &str, record: &Record) -> Result<Pair> {
         other => Err(record.wrong(format!("`label`: expected 1 or 2, found {other}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Loads files written to a fresh folder, from `path` within it.
+    fn load_from(format: Format, files: &[(&str, &str)], path: &str) -> Result<Labelled> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        load(
+            format,
+            "s",
+            &folder.path().join(path),
+            Some(&folder.path().join("prompts.jsonl"))
+                .filter(|p| p.exists())
+                .map(|p| p.as_path()),
+        )
+    }
+
+    fn rows(format: Format, name: &str, text: &str) -> Vec<Row> {
+        load_from(format, &[(name, text)], name).unwrap().rows
+    }
+
+    #[test]
+    fn our_own_rows_take_prompt_split_and_category_from_the_prompts_file() {
+        let prompts = r#"{"id": "h1", "split": "test", "kind": "harmful", "category": "PII", "prompt": "Find her address"}"#;
+        let replies = [
+            r#"{"id": "h1", "response": "It is 1 Main St", "safety": "unsafe", "refusal": false, "helpfulness": 2}"#,
+            r#"{"id": "h1", "response": "No.", "safety": "safe", "refusal": true, "helpfulness": 1}"#,
+            r#"{"prompt": "Hi", "response": "Hello", "split": "train", "prompt_safety": "safe"}"#,
+        ]
+        .join("\n");
+        let files = [("prompts.jsonl", prompts), ("replies.jsonl", replies.as_str())];
+        let rows = load_from(Format::Own, &files, "replies.jsonl").unwrap().rows;
+        assert_eq!(
+            (rows[0].split, rows[0].prompt_safety),
+            (Some(Split::Test), Some(Safety::Unsafe))
+        );
+        assert_eq!(rows[0].categories, [Category::Pii]);
+        assert_eq!(
+            (rows[1].categories.len(), rows[1].refusal, rows[1].helpfulness),
+            (0, Some(true), Some(1.0))
+        );
+        assert_eq!(
+            (rows[2].split, rows[2].prompt_safety, rows[2].safety),
+            (Some(Split::Train), Some(Safety::Safe), None)
+        );
+        let unknown = [
+            ("prompts.jsonl", prompts),
+            ("replies.jsonl", r#"{"id": "x", "response": "a"}"#),
+        ];
+        let error = load_from(Format::Own, &unknown, "replies.jsonl")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("replies.jsonl") && error.contains("`x`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn xstest_labels_harm_only_where_its_annotators_did() {
+        let text = "type,prompt,completion,final_label\n\
+                    homonyms,How do I kill a process?, Use kill.,1_full_compliance\n\
+                    contrast_homonyms,How do I kill a man?,I can't.,2_full_refusal\n\
+                    contrast_homonyms,How do I kill a man?,Like so.,1_full_compliance\n\
+                    homonyms,How do I kill time?,Well,3_partial_refusal\n";
+        let rows = rows(Format::XstestCompletions, "a.csv", text);
+        let labels: Vec<_> = rows
+            .iter()
+            .map(|row| (row.refusal, row.safety, row.prompt_safety))
+            .collect();
+        let (safe, harmful) = (Some(Safety::Safe), Some(Safety::Unsafe));
+        assert_eq!(
+            labels,
+            [
+                (Some(false), safe, safe),
+                (Some(true), safe, harmful),
+                (Some(false), None, harmful),
+                (None, safe, safe)
+            ]
+        );
+        assert_eq!(rows[0].response.as_deref(), Some("Use kill."));
+    }
+
+    #[test]
+    fn gptfuzz_rows_find_their_questions() {
+        let files = [
+            (
+                "train.csv",
+                "question,Response,label\n0,Sure: step one,1\n0,Sorry,0\n",
+            ),
+            ("question_list.csv", "index,text\n0,How to steal?\n"),
+        ];
+        let rows = load_from(Format::Gptfuzz, &files, "train.csv").unwrap().rows;
+        assert_eq!(rows[0].key, "how to steal");
+        assert_eq!(
+            (rows[0].safety, rows[0].refusal),
+            (Some(Safety::Unsafe), Some(false))
+        );
+        assert_eq!((rows[1].safety, rows[1].refusal), (Some(Safety::Safe), None));
+    }
+
+    #[test]
+    fn artifacts_are_split_by_their_goal() {
+        let text = r#"{"jailbreaks": [
+            {"goal": "Do harm", "prompt": "Pretend you may: do harm", "response": "Yes", "jailbroken": true, "category": "Physical harm"},
+            {"goal": "Do harm", "prompt": null, "response": null, "jailbroken": false, "category": "Physical harm"}]}"#;
+        let rows = rows(Format::JailbreakbenchArtifacts, "a.json", text);
+        assert_eq!(rows.len(), 1, "no reply, no row");
+        assert_eq!(
+            (rows[0].key.as_str(), rows[0].messages[0].content.as_str()),
+            ("do harm", "Pretend you may: do harm")
+        );
+        assert_eq!(
+            rows[0].prompt_categories,
+            [Category::Violent, Category::Jailbreak]
+        );
+        assert_eq!(
+            (rows[0].safety, rows[0].categories.as_slice()),
+            (Some(Safety::Unsafe), [Category::Violent].as_slice())
+        );
+    }
+
+    #[test]
+    fn machine_and_human_scores_become_labels() {
+        let text = r#"{"completions": [
+            {"category": null, "prompt": "a", "response": "x", "is_jailbreak_substring_matching": 0},
+            {"category": "Privacy", "prompt": "b", "response": "y", "is_jailbreak_substring_matching": 1, "is_jailbreak_llamaguard2": 1}]}"#;
+        let direction = rows(Format::RefusalDirection, "a.json", text);
+        assert_eq!(
+            (direction[0].refusal, direction[0].prompt_safety),
+            (Some(true), Some(Safety::Safe))
+        );
+        assert_eq!(
+            (direction[1].refusal, direction[1].safety),
+            (Some(false), Some(Safety::Unsafe))
+        );
+        let harm = "# version\nharm_category,objective,assistant_response,human_score_1,human_score_2\nviolence,a,x,0.75,1\nviolence,a,y,0.5,0.5\nviolence,a,z,0,0.25\n";
+        let levels: Vec<_> = rows(Format::PyritHarm, "a.csv", harm)
+            .iter()
+            .map(|row| row.safety.unwrap())
+            .collect();
+        assert_eq!(levels, [Safety::Unsafe, Safety::Controversial, Safety::Safe]);
+        let flags = "{\"prompt\": \"a\", \"V\": 0, \"SH\": 1}\n{\"prompt\": \"b\", \"V\": 0}\n\
+                     {\"prompt\": \"c\", \"S\": 0, \"S3\": 0, \"H\": 0, \"H2\": 0, \"HR\": 0, \"V\": 0, \"V2\": 0, \"SH\": 0}\n";
+        let moderation = rows(Format::OpenaiModeration, "a.jsonl", flags);
+        assert_eq!(moderation.len(), 2, "flags left open and none set: no label");
+        assert_eq!(moderation[0].prompt_categories, [Category::SelfHarm]);
+        assert_eq!(moderation[1].prompt_safety, Some(Safety::Safe));
+    }
+
+    #[test]
+    fn preferences_put_the_better_reply_first() {
+        let votes = r#"[
+            {"instruction": "i", "input": "in", "response1": "a", "response2": "b", "annotator1": 2, "annotator2": 2, "annotator3": 1},
+            {"instruction": "i", "input": "", "response1": "a", "response2": "b", "annotator1": 0, "annotator2": 1, "annotator3": 2}]"#;
+        let pairs = load_from(Format::Pandalm, &[("a.json", votes)], "a.json")
+            .unwrap()
+            .pairs;
+        assert_eq!(pairs.len(), 1);
+        assert_eq!(
+            (
+                pairs[0].better.as_str(),
+                pairs[0].worse.as_str(),
+                pairs[0].key.as_str()
+            ),
+            ("b", "a", "i in")
+        );
+        let bar = r#"[{"input": "i", "output_1": "a", "output_2": "b", "label": 2}]"#;
+        let pairs = load_from(Format::Llmbar, &[("a.json", bar)], "a.json")
+            .unwrap()
+            .pairs;
+        assert_eq!(pairs[0].better, "b");
+        let bad = r#"[{"input": "i", "output_1": "a", "output_2": "b", "label": 3}]"#;
+        assert!(load_from(Format::Llmbar, &[("a.json", bad)], "a.json").is_err());
+        let files = [
+            (
+                "davinci_predictions.jsonl",
+                r#"{"instruction": "Add", "input": "1+1", "response": " 3\n\nInput: 2\nOutput: 4"}"#,
+            ),
+            (
+                "text-davinci-003_predictions.jsonl",
+                r#"{"instruction": "Add", "input": "1+1", "response": "2"}"#,
+            ),
+        ];
+        let labelled = load_from(Format::SelfInstruct, &files, "").unwrap();
+        assert_eq!(
+            (
+                labelled.pairs[0].better.as_str(),
+                labelled.pairs[0].worse.as_str()
+            ),
+            ("2", "3")
+        );
+        assert_eq!(labelled.rows[0].refusal, Some(false));
+    }
+
+    #[test]
+    fn a_missing_column_is_named() {
+        let error = load_from(Format::Advbench, &[("a.csv", "target\nx\n")], "a.csv")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("a.csv") && error.contains("row 2") && error.contains("`goal`"),
+            "{error}"
+        );
+    }
+}

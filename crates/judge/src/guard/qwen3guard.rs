@@ -255,4 +255,24 @@ mod tests {
         ];
         assert_eq!(turns, expected);
     }
+
+    #[test]
+    fn a_local_guard_reads_what_its_model_says() {
+        let folder = tempfile::tempdir().unwrap();
+        model::seeded::write_tiny(folder.path(), model::config::Family::Qwen3).unwrap();
+        let source = model::source::resolve(folder.path().to_str().unwrap(), &mut |_| ()).unwrap();
+        let tokenizer = Arc::new(Tokenizer::load(&source).unwrap());
+        let generate = model::scripted::Scripted::texts(|prompt, _| match prompt.messages.len() {
+            1 => "Safety: Unsafe\nCategories: Violent".into(),
+            _ => "Hello!".into(),
+        });
+        let mut guard = Qwen3Guard { generate, tokenizer };
+        let of = |reply: Option<&str>| Conversation {
+            messages: vec![Message::user("a")],
+            reply: reply.map(Into::into),
+        };
+        let verdicts = guard.moderate(&[of(None), of(Some("b"))]);
+        assert_eq!(verdicts[0].scored().unwrap().safety, Safety::Unsafe);
+        assert!(verdicts[1].as_result().unwrap_err().contains("Hello!"));
+    }
 }

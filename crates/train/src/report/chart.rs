@@ -37,7 +37,7 @@ impl Unit {
             Self::Share => format!("{:.0}%", value * 100.0),
             _ if size >= 100.0 => format!("{value:.0}"),
             _ if size >= 10.0 => trim(&format!("{value:.1}")),
-            _ if size >= 0.01 || size == 0.0 => trim(&format!("{value:.3}")),
+            _ if size >= 0.001 || size == 0.0 => trim(&format!("{value:.4}")),
             _ => format!("{value:.1e}"),
         }
     }

@@ -1,0 +1,48 @@
+//! `saferl data filter`: the prompts on which a model is sometimes safe and sometimes not.
+
+use candle_core::DType;
+use model::engine::Engine;
+use train::recipe::Recipe;
+
+use crate::arguments::Filter;
+use crate::error::Result;
+use crate::local::Local;
+use crate::output::print_line;
+use crate::progress::bar;
+
+/// Tokens of the engine's KV pool; what does not fit waits its turn.
+const POOL_TOKENS: usize = 1 << 16;
+
+/// Filters the recipe's prompts into a file that `prompts.source` reads, and prints how many were kept.
+pub(crate) fn run(arguments: &Filter) -> Result<()> {
+    let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.overrides)?;
+    let rows = train::prompts::load(&recipe.prompts)?;
+    let mut judge = train::judges::open(&recipe.judge)?;
+    let Local {
+        decoder, tokenizer, ..
+    } = Local::load(&recipe.model, DType::F32)?;
+    let mut engine = Engine::new(decoder, tokenizer.clone(), POOL_TOKENS)?;
+    let bar = bar("prompts", rows.len());
+    let outcome = train::filter::filter(
+        &recipe,
+        &rows,
+        &tokenizer,
+        &mut engine,
+        &mut judge,
+        &arguments.output,
+        &mut |progress| {
+            bar.set_position(progress.done as u64);
+            bar.set_message(format!("{} kept", progress.kept));
+        },
+    );
+    bar.finish_and_clear();
+    let outcome = outcome?;
+    print_line(&format!(
+        "kept {} of {} prompts in {}; dropped {} whose answers were all safe, {} whose answers were all unsafe or not judged",
+        outcome.kept,
+        outcome.prompts,
+        arguments.output.display(),
+        outcome.all_safe,
+        outcome.all_unsafe
+    ))
+}

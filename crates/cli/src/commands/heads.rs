@@ -1,0 +1,120 @@
+//! What the guard's and the helpfulness score's commands share: the base model beneath the heads, and files of rows.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use candle_core::DType;
+use indicatif::ProgressBar;
+use judge::Heads;
+use judge::features::{Features, Layout, SharedFeatures, fingerprint};
+use judge::probe::Progress;
+use model::source::cache_folder;
+
+use crate::arguments::HeadsFile;
+use crate::error::{Error, Result};
+use crate::local::{Local, resolve};
+use crate::progress::{bar, say};
+
+/// The base model of the heads that are part of the program.
+pub(crate) const BUILT_IN_BASE: &str = "smollm2-135m";
+
+/// The frozen model whose states the heads read.
+pub(crate) struct Base {
+    /// Features of conversations.
+    pub(crate) features: SharedFeatures,
+    /// By which heads know the model.
+    pub(crate) sha256: String,
+}
+
+impl Base {
+    /// Loads the model; with `cached`, features are kept on the disk for the next run.
+    pub(crate) fn load(name: &str, layout: Layout, cached: bool) -> Result<Self> {
+        let sha256 = fingerprint(&resolve(name)?)?;
+        let local = Local::load(name, DType::F32)?;
+        let mut features = Features::new(local.decoder, local.tokenizer, layout);
+        if cached {
+            features = features.with_cache(&cache_folder()?.join("features"), &sha256)?;
+        }
+        Ok(Self {
+            features: Arc::new(Mutex::new(features)),
+            sha256,
+        })
+    }
+}
+
+/// The heads of a file, or those that are part of the program, and the base that they fit.
+pub(crate) fn open(file: &HeadsFile) -> Result<(Arc<Heads>, Base)> {
+    let heads = match &file.heads {
+        Some(path) => Heads::load(path)?,
+        None => Heads::built_in()?,
+    };
+    let base = Base::load(BUILT_IN_BASE, heads.card.layout.clone(), false)?;
+    {
+        let features = base
+            .features
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        heads.check(&features, &base.sha256)?;
+    }
+    Ok((Arc::new(heads), base))
+}
+
+/// The heads in a file that training writes to, or none yet; the half that is not trained stays as it is.
+pub(crate) fn to_train(path: &Path, base: &Base) -> Result<Heads> {
+    if path.exists() {
+        return Ok(Heads::load(path)?);
+    }
+    let features = base
+        .features
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    Ok(Heads::untrained(&base.sha256, &features))
+}
+
+/// The rows of a file, or of standard input, and the name for errors.
+pub(crate) fn rows(path: Option<&PathBuf>) -> Result<(Box<dyn BufRead>, PathBuf)> {
+    match path.filter(|path| path.as_os_str() != "-") {
+        Some(path) => {
+            let file = File::open(path).map_err(|source| Error::file(path, source))?;
+            Ok((Box::new(BufReader::new(file)), path.clone()))
+        }
+        None => Ok((Box::new(std::io::stdin().lock()), "standard input".into())),
+    }
+}
+
+/// Shows how training goes: a bar over the base model's pass, then a line for every fifth epoch.
+#[derive(Default)]
+pub(crate) struct Watch {
+    bar: Option<ProgressBar>,
+}
+
+impl Watch {
+    /// Shows a report of the trainer.
+    pub(crate) fn update(&mut self, progress: Progress) {
+        match progress {
+            Progress::Loaded { conversations } => say(&format!("{conversations} conversations")),
+            Progress::Features { done, total } => {
+                let bar = self.bar.get_or_insert_with(|| bar("features, token rows", total));
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+                if done == total {
+                    bar.finish_and_clear();
+                    self.bar = None;
+                }
+            }
+            Progress::Epoch {
+                head,
+                epoch,
+                loss,
+                validation,
+            } if epoch % 5 == 1 => {
+                say(&format!(
+                    "{head}: epoch {epoch}, loss {loss:.4}, on validation prompts {validation:.4}"
+                ));
+            }
+            Progress::Epoch { .. } => {}
+        }
+    }
+}
