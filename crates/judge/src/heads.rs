@@ -17,8 +17,9 @@ use kernels::rms_norm;
 use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::features::{Feature, Features, Layout, SURFACE};
+use crate::features::{Feature, Features, Layout, SURFACE, hex};
 use crate::verdict::Safety;
 use crate::{Error, Result};
 
@@ -228,6 +229,11 @@ impl Heads {
             return Err(wrong("this build holds no trained heads".into()));
         }
         Self::from_bytes(BUILT_IN, "built-in heads")
+    }
+
+    /// The sha256 of the heads that are part of the program, for a run's manifest.
+    pub fn built_in_sha256() -> String {
+        hex(&Sha256::digest(BUILT_IN))
     }
 
     /// Reads a heads file.

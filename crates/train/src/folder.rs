@@ -146,7 +146,7 @@ fn manifest(recipe: &Recipe, source: &Source) -> Result<String> {
         version: env!("CARGO_PKG_VERSION"),
         source_revision: source_revision(),
         model,
-        judge: crate::judges::fingerprint(&recipe.judge),
+        judge: crate::judges::fingerprint(&recipe.judge)?,
         prompts: Hashed { name: recipe.prompts.source.clone(), sha256 },
     };
     let path = recipe.folder().join("manifest.json");

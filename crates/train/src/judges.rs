@@ -1,34 +1,107 @@
 //! The judges that a recipe names.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
-use judge::Panel;
+use candle_core::{DType, Device};
+use judge::{Endpoint, Heads, Panel, RemoteGuard, RemoteHelpfulness};
+use model::decoder::Decoder;
+use model::source::resolve;
+use model::tokenizer::Tokenizer;
 
+use crate::checkpoint::hash_file;
 use crate::error::{Error, Result};
 use crate::recipe::Judges;
-use crate::toy;
+use crate::toy::{self, Toy};
 
-/// Loads the guard and the helpfulness score of a recipe.
+/// The judges that are part of the program.
+const BUILT_IN: &str = "built-in";
+/// The model that the built-in judges' heads sit on.
+const BASE: &str = "smollm2-135m";
+
+/// Loads the guard and the helpfulness score of a recipe, fetching their base model where it is not at hand.
 ///
 /// # Errors
-/// A name that is none of those known.
+/// A name that is none of those known, an address that cannot work, heads or a base model that do not load.
 pub fn open(recipe: &Judges) -> Result<Panel> {
-    for (key, name) in [("judge.guard", &recipe.guard), ("judge.helpfulness", &recipe.helpfulness)] {
-        if name != "toy" {
-            let expected = "`toy`".into();
-            return Err(Error::Key { key: key.into(), expected, found: format!("`{name}`") });
+    let built_in = [&recipe.guard, &recipe.helpfulness].into_iter().any(|name| name == BUILT_IN);
+    let mut panel = if built_in { open_built_in(recipe)? } else { toy::panel() };
+    match recipe.guard.as_str() {
+        BUILT_IN => {}
+        "toy" => panel.guard = Box::new(Toy),
+        url => {
+            let endpoint = endpoint("judge.guard", url, &recipe.guard_model, &recipe.guard_key_env)?;
+            panel.guard = Box::new(RemoteGuard::new(endpoint)?);
         }
     }
-    Ok(toy::panel())
+    match recipe.helpfulness.as_str() {
+        BUILT_IN => {}
+        "toy" => panel.helpfulness = Box::new(Toy),
+        url => {
+            let (model, key) = (&recipe.helpfulness_model, &recipe.helpfulness_key_env);
+            let endpoint = endpoint("judge.helpfulness", url, model, key)?;
+            panel.helpfulness = Box::new(RemoteHelpfulness::new(endpoint)?);
+        }
+    }
+    Ok(panel)
+}
+
+fn open_built_in(recipe: &Judges) -> Result<Panel> {
+    let heads = if recipe.heads.is_empty() { Heads::built_in()? } else { Heads::load(Path::new(&recipe.heads))? };
+    let source = resolve(BASE, &mut |progress| tracing::debug!("{BASE}: {progress:?}"))?;
+    let decoder = Decoder::load(&source, DType::F32, &Device::Cpu)?;
+    let tokenizer = Arc::new(Tokenizer::load(&source)?);
+    Ok(Panel::with_heads(heads, decoder, tokenizer, &source)?)
+}
+
+fn endpoint(key: &str, url: &str, model: &str, key_env: &str) -> Result<Endpoint> {
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        let expected = "`built-in`, `toy` or the address of a server".into();
+        return Err(Error::Key { key: key.into(), expected, found: format!("`{url}`") });
+    }
+    let api_key_env = (!key_env.is_empty()).then(|| key_env.to_owned());
+    Ok(Endpoint { api_key_env, ..Endpoint::new(url, model) })
 }
 
 /// What the judges are, for a run's manifest.
-pub(crate) fn fingerprint(recipe: &Judges) -> BTreeMap<&'static str, String> {
+pub(crate) fn fingerprint(recipe: &Judges) -> Result<BTreeMap<&'static str, String>> {
     let named = |name: &str, model: &str| {
         if name.starts_with("http") { format!("{model} at {name}") } else { name.to_owned() }
     };
-    BTreeMap::from([
+    let mut names = BTreeMap::from([
         ("guard", named(&recipe.guard, &recipe.guard_model)),
         ("helpfulness", named(&recipe.helpfulness, &recipe.helpfulness_model)),
-    ])
+    ]);
+    if names.values().any(|name| name == BUILT_IN) {
+        let built_in = recipe.heads.is_empty();
+        let sha256 = if built_in { Heads::built_in_sha256() } else { hash_file(Path::new(&recipe.heads))? };
+        names.insert("heads_sha256", sha256);
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(guard: &str, helpfulness: &str) -> Result<Panel> {
+        let recipe = Judges { guard: guard.into(), helpfulness: helpfulness.into(), ..Judges::default() };
+        open(&recipe)
+    }
+
+    #[test]
+    fn names_and_addresses_are_told_apart() {
+        assert!(opened("toy", "toy").is_ok());
+        assert!(opened("http://localhost:1/v1", "https://localhost:1/classify").is_ok());
+        let error = opened("toy", "builtin").err().unwrap().to_string();
+        assert!(error.contains("judge.helpfulness") && error.contains("`builtin`"), "{error}");
+    }
+
+    #[test]
+    fn the_manifest_names_servers_and_hashes_heads() {
+        let recipe = Judges { guard: "http://host/v1".into(), guard_model: "G".into(), ..Judges::default() };
+        let names = fingerprint(&recipe).unwrap();
+        assert_eq!((names["guard"].as_str(), names["heads_sha256"].len()), ("G at http://host/v1", 64));
+    }
 }

@@ -223,10 +223,16 @@ pub struct Judges {
     pub guard: String,
     /// The guard's name at that server.
     pub guard_model: String,
+    /// The environment variable that holds the server's key; empty where it wants none.
+    pub guard_key_env: String,
     /// `built-in`, `toy`, or the URL of an OpenAI-compatible server.
     pub helpfulness: String,
     /// The reward model's name at that server.
     pub helpfulness_model: String,
+    /// The environment variable that holds the server's key; empty where it wants none.
+    pub helpfulness_key_env: String,
+    /// A file of heads for the built-in judges; empty takes those that are part of the program.
+    pub heads: String,
     /// Largest share of a step's completions that may stay without a score.
     pub unscorable_limit: f64,
     /// How often the judge is asked about a step before the run stops.
@@ -240,8 +246,11 @@ impl Default for Judges {
         Self {
             guard: "built-in".into(),
             guard_model: "Qwen/Qwen3Guard-Gen-4B".into(),
+            guard_key_env: String::new(),
             helpfulness: "built-in".into(),
             helpfulness_model: "Qwen/WorldPM-72B-HelpSteer2".into(),
+            helpfulness_key_env: String::new(),
+            heads: String::new(),
             unscorable_limit: 0.25,
             attempts: 5,
             wait_s: 30.0,
