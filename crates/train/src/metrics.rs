@@ -93,7 +93,8 @@ pub struct Metrics {
     pub grad_norm: Option<f64>,
     /// Learning rate.
     pub lr: f64,
-    /// Mean absolute difference between the sampler's and the trainer's log-probability of a token.
+    /// Mean absolute difference between the sampler's and the trainer's log-probability of a token, over the step's
+    /// first minibatch; `null` at a sampling temperature other than 1, for which the sampler gives none.
     pub sampler_gap: Option<f64>,
     /// Tokens sampled.
     pub tokens: usize,

@@ -649,6 +649,17 @@ mod tests {
     }
 
     #[test]
+    fn the_recipes_that_ship_are_good() {
+        for (name, text) in [
+            ("smoke", include_str!("../../../recipes/smoke.toml")),
+            ("quickstart", include_str!("../../../recipes/quickstart.toml")),
+        ] {
+            let recipe = Recipe::parse(text, name, &[]).unwrap();
+            assert_eq!((recipe.run.as_str(), recipe.warnings()), (name, vec![]));
+        }
+    }
+
+    #[test]
     fn unknown_keys_are_refused_with_their_line() {
         let error = parse("steps = 3\n[loss]\nclip = 0.2\n", &[]).unwrap_err().to_string();
         assert!(error.contains("test.toml") && error.contains("line 3") && error.contains("clip"), "{error}");

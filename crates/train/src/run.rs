@@ -180,11 +180,11 @@ impl Trainer {
             .into_iter()
             .map(|families| pack(families, recipe.update.micro_batch_tokens))
             .collect();
-        // What the policy that sampled thinks of its tokens, in the packing in which it will be asked again. The first
-        // minibatch meets that policy still in place, so its own log-probabilities serve, and its ratios are exactly 1.
+        // The first minibatch meets the policy that sampled still in place: its own log-probabilities are the old ones,
+        // and its ratios exactly 1. For the others they are taken before anything changes.
         let sampled_from = self.decoder.frozen()?;
         let old = batches.iter().skip(1).map(|packs| {
-            packs.iter().map(|pack| log_probabilities(&sampled_from, pack, temperature)).collect::<Result<Vec<_>>>()
+            packs.iter().map(|pack| sampled(&sampled_from, pack, temperature)).collect::<Result<Vec<_>>>()
         });
         let old = old.collect::<Result<Vec<_>>>()?;
         drop(sampled_from);
@@ -200,7 +200,9 @@ impl Trainer {
                 };
                 let loss = |new_n: &Tensor| {
                     let old_n = if index == 0 { &new_n.detach() } else { &old[index - 1][place] };
-                    updates.compare(temperature, old_n, &pack.sampler)?;
+                    if index == 0 && temperature == 1.0 {
+                        updates.compare(new_n, &pack.sampler)?;
+                    }
                     let completions = Completions {
                         lengths: &pack.lengths,
                         advantages: &pack.advantages,
@@ -285,13 +287,11 @@ struct Updates {
 }
 
 impl Updates {
-    /// Holds the trainer's log-probabilities of the sampled tokens against the sampler's, which are of temperature 1.
-    fn compare(&mut self, temperature: f64, old_n: &Tensor, sampler: &[f32]) -> Result<()> {
-        if temperature == 1.0 {
-            for (old, sampler) in old_n.to_dtype(DType::F32)?.to_vec1::<f32>()?.iter().zip(sampler) {
-                self.gap_sum += f64::from((old - sampler).abs());
-                self.gap_tokens += 1;
-            }
+    /// Holds the trainer's log-probabilities of sampled tokens against the sampler's, both of temperature 1.
+    fn compare(&mut self, trainer_n: &Tensor, sampler: &[f32]) -> Result<()> {
+        for (trainer, sampler) in trainer_n.detach().to_vec1::<f32>()?.iter().zip(sampler) {
+            self.gap_sum += f64::from((trainer - sampler).abs());
+            self.gap_tokens += 1;
         }
         Ok(())
     }
@@ -309,6 +309,15 @@ impl Updates {
             ..Metrics::default()
         }
     }
+}
+
+/// Log-probabilities of a pack's tokens under the policy that sampled them. At temperature 1 they are the sampler's own,
+/// which runs the same kernels (`sampler_gap` says how close it comes); at another, the policy is asked again.
+fn sampled(policy: &Decoder, pack: &Pack, temperature: f64) -> Result<Tensor> {
+    if temperature == 1.0 && pack.sampler.len() == pack.targets.len() {
+        return Ok(Tensor::new(pack.sampler.as_slice(), policy.device())?);
+    }
+    log_probabilities(policy, pack, temperature)
 }
 
 /// The seed of a step's sampling: a step draws the same whether the run was interrupted before it or not.
