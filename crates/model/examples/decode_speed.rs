@@ -14,18 +14,37 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().unwrap_or_else(|| "smollm2-135m".to_owned());
     let new_tokens = arguments.next().map_or(Ok(64), |count| count.parse())?;
-    let mut batches = arguments.map(|batch| batch.parse()).collect::<Result<Vec<usize>, _>>()?;
+    let mut batches = arguments
+        .map(|batch| batch.parse())
+        .collect::<Result<Vec<usize>, _>>()?;
     if batches.is_empty() {
         batches = vec![1, 8, 32];
     }
     let source = source::resolve(&name, &mut |_| {})?;
     let tokenizer = Arc::new(Tokenizer::load(&source)?);
     let decoder = Decoder::load(&source, DType::F32, &Device::Cpu)?;
-    let prompt = tokenizer.prompt(&[Message::user("Write a long story about a lighthouse.")], Mode::NoThink)?;
-    let sampling = Sampling { max_new_tokens: new_tokens, ..Sampling::default() };
+    let prompt = tokenizer.prompt(
+        &[Message::user("Write a long story about a lighthouse.")],
+        Mode::NoThink,
+    )?;
+    let sampling = Sampling {
+        max_new_tokens: new_tokens,
+        ..Sampling::default()
+    };
     for batch in batches {
-        let mut engine = Engine::new(decoder.clone(), Arc::clone(&tokenizer), batch * (new_tokens + 16) + 1024)?;
-        engine.generate(std::slice::from_ref(&prompt), batch, &Sampling { max_new_tokens: 2, ..sampling.clone() })?;
+        let mut engine = Engine::new(
+            decoder.clone(),
+            Arc::clone(&tokenizer),
+            batch * (new_tokens + 16) + 1024,
+        )?;
+        engine.generate(
+            std::slice::from_ref(&prompt),
+            batch,
+            &Sampling {
+                max_new_tokens: 2,
+                ..sampling.clone()
+            },
+        )?;
         let before = engine.metrics();
         engine.generate(std::slice::from_ref(&prompt), batch, &sampling)?;
         let after = engine.metrics();

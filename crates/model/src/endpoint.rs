@@ -47,7 +47,7 @@ impl Endpoint {
         Self {
             url,
             key: None,
-            timeout: Duration::from_secs(600),
+            timeout: Duration::from_mins(10),
             attempts: 4,
             backoff: Duration::from_millis(500),
         }
@@ -69,8 +69,15 @@ impl Endpoint {
                     attempt += 1;
                 }
                 Err(failure) => {
-                    let attempts = if attempt > 1 { format!(" (after {attempt} attempts)") } else { String::new() };
-                    return Err(Error::Remote { url, what: format!("{}{attempts}", failure.what) });
+                    let attempts = if attempt > 1 {
+                        format!(" (after {attempt} attempts)")
+                    } else {
+                        String::new()
+                    };
+                    return Err(Error::Remote {
+                        url,
+                        what: format!("{}{attempts}", failure.what),
+                    });
                 }
             }
         }
@@ -88,23 +95,38 @@ impl Endpoint {
             .timeout_global(Some(self.timeout))
             .timeout_connect(Some(CONNECT_TIMEOUT.min(self.timeout)))
             .http_status_as_error(false)
-            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+            .tls_config(
+                TlsConfig::builder()
+                    .root_certs(RootCerts::PlatformVerifier)
+                    .build(),
+            )
             .build()
             .into();
         let mut request = agent.post(url).content_type("application/json");
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
-        let mut response = request.send(body.to_string()).map_err(|error| self.failure(&error))?;
+        let mut response = request
+            .send(body.to_string())
+            .map_err(|error| self.failure(&error))?;
         let status = response.status().as_u16();
-        let text = response.body_mut().with_config().limit(LONGEST_ANSWER).read_to_string();
+        let text = response
+            .body_mut()
+            .with_config()
+            .limit(LONGEST_ANSWER)
+            .read_to_string();
         let text = text.map_err(|error| self.failure(&error))?;
         if !(200..300).contains(&status) {
             let passing = matches!(status, 408 | 429 | 500 | 502 | 503 | 504);
-            return Err(Failure { what: format!("status {status}: {}", quote(&text)), passing });
+            return Err(Failure {
+                what: format!("status {status}: {}", quote(&text)),
+                passing,
+            });
         }
-        serde_json::from_str(&text)
-            .map_err(|_| Failure { what: format!("expected JSON, found {}", quote(&text)), passing: true })
+        serde_json::from_str(&text).map_err(|_| Failure {
+            what: format!("expected JSON, found {}", quote(&text)),
+            passing: true,
+        })
     }
 
     fn failure(&self, error: &ureq::Error) -> Failure {
@@ -114,7 +136,10 @@ impl Endpoint {
         };
         let passing = matches!(
             error,
-            ureq::Error::Timeout(_) | ureq::Error::Io(_) | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_)
+            ureq::Error::Timeout(_)
+                | ureq::Error::Io(_)
+                | ureq::Error::ConnectionFailed
+                | ureq::Error::Protocol(_)
         );
         Failure { what, passing }
     }
@@ -122,7 +147,11 @@ impl Endpoint {
 
 fn quote(text: &str) -> String {
     let short: String = text.chars().take(QUOTED).collect();
-    if short.is_empty() { "an empty body".to_owned() } else { format!("`{short}`") }
+    if short.is_empty() {
+        "an empty body".to_owned()
+    } else {
+        format!("`{short}`")
+    }
 }
 
 #[cfg(test)]
@@ -169,7 +198,10 @@ pub(crate) mod tests {
                 stream.write_all(text.as_bytes()).unwrap();
             }
         });
-        let endpoint = Endpoint { backoff: Duration::from_millis(1), ..Endpoint::new(url) };
+        let endpoint = Endpoint {
+            backoff: Duration::from_millis(1),
+            ..Endpoint::new(url)
+        };
         (endpoint, bodies)
     }
 
@@ -211,17 +243,29 @@ pub(crate) mod tests {
 
     #[test]
     fn attempts_are_bounded_and_the_last_failure_is_told() {
-        let (mut endpoint, _) = stand_in(vec![Act::Answer(503, "a".into()), Act::Answer(503, "still loading".into())]);
+        let (mut endpoint, _) = stand_in(vec![
+            Act::Answer(503, "a".into()),
+            Act::Answer(503, "still loading".into()),
+        ]);
         endpoint.attempts = 2;
         let error = endpoint.post("/ask", &body()).unwrap_err().to_string();
-        assert!(error.contains("/v1/ask: status 503: `still loading` (after 2 attempts)"), "{error}");
+        assert!(
+            error.contains("/v1/ask: status 503: `still loading` (after 2 attempts)"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_refused_request_is_not_repeated() {
-        let (endpoint, bodies) = stand_in(vec![Act::Answer(404, r#"{"error":"no such model"}"#.into()), Act::Hang]);
+        let (endpoint, bodies) = stand_in(vec![
+            Act::Answer(404, r#"{"error":"no such model"}"#.into()),
+            Act::Hang,
+        ]);
         let error = endpoint.post("/ask", &body()).unwrap_err().to_string();
-        assert!(error.contains("status 404") && error.contains("no such model"), "{error}");
+        assert!(
+            error.contains("status 404") && error.contains("no such model"),
+            "{error}"
+        );
         assert_eq!(bodies.lock().unwrap().len(), 1);
     }
 
@@ -241,8 +285,15 @@ pub(crate) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         drop(listener);
-        let endpoint = Endpoint { attempts: 2, backoff: Duration::from_millis(1), ..Endpoint::new(&url) };
+        let endpoint = Endpoint {
+            attempts: 2,
+            backoff: Duration::from_millis(1),
+            ..Endpoint::new(&url)
+        };
         let error = endpoint.post("/ask", &body()).unwrap_err().to_string();
-        assert!(error.starts_with(&url) && error.contains("after 2 attempts"), "{error}");
+        assert!(
+            error.starts_with(&url) && error.contains("after 2 attempts"),
+            "{error}"
+        );
     }
 }

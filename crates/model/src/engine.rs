@@ -17,7 +17,7 @@ use crate::chat::Prompt;
 use crate::decoder::{Decoder, PoolLayer};
 use crate::generate::{Completion, FinishReason, Generate, Sampling};
 use crate::kv_pool::BLOCK_SLOTS;
-use crate::queue::{Batch, End, Group, Queue, Sequence};
+use crate::queue::{Batch, End, Group, Queue, Sequence, Start};
 use crate::sampler::{Draw, draw_rows};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -83,9 +83,23 @@ impl Engine {
         let config = &decoder.config;
         let shape = (queue.pool.slots(), config.key_value_heads, config.head_dim);
         let zeros = || Tensor::zeros(shape, DType::F32, decoder.device());
-        let layers =
-            (0..config.layers).map(|_| Ok(PoolLayer { k: zeros()?, v: zeros()? })).collect::<Result<Vec<_>>>()?;
-        Ok(Self { decoder, tokenizer, layers, queue, next_ticket: 0, tokens: 0, seconds: 0.0 })
+        let layers = (0..config.layers)
+            .map(|_| {
+                Ok(PoolLayer {
+                    k: zeros()?,
+                    v: zeros()?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            decoder,
+            tokenizer,
+            layers,
+            queue,
+            next_ticket: 0,
+            tokens: 0,
+            seconds: 0.0,
+        })
     }
 
     /// The weights that it generates with.
@@ -100,8 +114,15 @@ impl Engine {
 
     /// What it has done so far.
     pub fn metrics(&self) -> Metrics {
-        let Queue { read_tokens, pauses, .. } = self.queue;
-        Metrics { read_tokens, tokens: self.tokens, seconds: self.seconds, pauses }
+        let Queue {
+            read_tokens, pauses, ..
+        } = self.queue;
+        Metrics {
+            read_tokens,
+            tokens: self.tokens,
+            seconds: self.seconds,
+            pauses,
+        }
     }
 
     /// Goes on with other weights of the same shape.
@@ -138,7 +159,9 @@ impl Engine {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         if count > 0 {
-            self.queue.groups.push_back(Group::new(ticket, &prompt.ids, count, limit, sampling));
+            self.queue
+                .groups
+                .push_back(Group::new(ticket, &prompt.ids, count, limit, sampling));
         }
         Ok(ticket)
     }
@@ -148,7 +171,9 @@ impl Engine {
         let (context, vocabulary) = (self.decoder.config.max_positions, self.decoder.config.vocabulary);
         let length = prompt_ids.len();
         if length == 0 {
-            return Err(Error::Request("prompt: expected at least one token, found none".into()));
+            return Err(Error::Request(
+                "prompt: expected at least one token, found none".into(),
+            ));
         }
         if length >= context {
             return Err(Error::Request(format!(
@@ -156,7 +181,9 @@ impl Engine {
             )));
         }
         if let Some(id) = prompt_ids.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(Error::Request(format!("prompt: expected token ids below {vocabulary}, found {id}")));
+            return Err(Error::Request(format!(
+                "prompt: expected token ids below {vocabulary}, found {id}"
+            )));
         }
         let limit = max_new_tokens.min(context - length);
         let needed = (length.div_ceil(BLOCK_SLOTS) + limit.div_ceil(BLOCK_SLOTS)) * BLOCK_SLOTS;
@@ -194,8 +221,15 @@ impl Engine {
 
     fn advance(&mut self, events: &mut Vec<Event>) -> Result<()> {
         self.queue.resume();
-        while let Some((mut sequences, logits_v)) = self.queue.start(&self.tokenizer)? {
-            let rows = sequences.iter_mut().map(|sequence| (0, &mut sequence.sampler)).collect();
+        while let Some(Start {
+            mut sequences,
+            logits_v,
+        }) = self.queue.start(&self.tokenizer)?
+        {
+            let rows = sequences
+                .iter_mut()
+                .map(|sequence| (0, &mut sequence.sampler))
+                .collect();
             let draws = draw_rows(&logits_v, logits_v.len(), rows)?;
             for (sequence, draw) in sequences.into_iter().zip(draws) {
                 self.accept(sequence, draw, events)?;
@@ -203,11 +237,19 @@ impl Engine {
         }
         self.queue.place_prompts();
         self.queue.make_room();
-        let Batch { ids, positions, slots, contexts, ends } = self.queue.plan();
+        let Batch {
+            ids,
+            positions,
+            slots,
+            contexts,
+            ends,
+        } = self.queue.plan();
         if ids.is_empty() {
             return Ok(());
         }
-        let hidden_t_d = self.decoder.decode(&ids, &positions, &mut self.layers, &slots, &contexts)?;
+        let hidden_t_d = self
+            .decoder
+            .decode(&ids, &positions, &mut self.layers, &slots, &contexts)?;
         if ends.is_empty() {
             return Ok(());
         }
@@ -221,7 +263,8 @@ impl Engine {
         let (storage, layout) = logits_n_v.storage_and_layout();
         if let Storage::Cpu(storage) = &*storage {
             // Some megabytes that need not be copied.
-            let logits_n_v = &storage.as_slice::<f32>()?[layout.start_offset()..][..layout.shape().elem_count()];
+            let logits_n_v =
+                &storage.as_slice::<f32>()?[layout.start_offset()..][..layout.shape().elem_count()];
             return self.settle(&ends, logits_n_v, events);
         }
         self.settle(&ends, &logits_n_v.flatten_all()?.to_vec1::<f32>()?, events)
@@ -240,8 +283,16 @@ impl Engine {
                 }
             }
         }
-        let samplers = self.queue.running.iter_mut().map(|sequence| &mut sequence.sampler);
-        let rows = drawn.iter().zip(samplers).filter_map(|(row, sampler)| Some(((*row)?, sampler))).collect();
+        let samplers = self
+            .queue
+            .running
+            .iter_mut()
+            .map(|sequence| &mut sequence.sampler);
+        let rows = drawn
+            .iter()
+            .zip(samplers)
+            .filter_map(|(row, sampler)| Some(((*row)?, sampler)))
+            .collect();
         let mut draws = draw_rows(logits_n_v, vocabulary, rows)?.into_iter();
         for (sequence, row) in std::mem::take(&mut self.queue.running).into_iter().zip(drawn) {
             match row.and_then(|_| draws.next()) {
@@ -272,7 +323,12 @@ impl Engine {
         Ok(())
     }
 
-    fn finish(&mut self, mut sequence: Sequence, reason: FinishReason, events: &mut Vec<Event>) -> Result<()> {
+    fn finish(
+        &mut self,
+        mut sequence: Sequence,
+        reason: FinishReason,
+        events: &mut Vec<Event>,
+    ) -> Result<()> {
         self.queue.pool.release(&mut sequence.place);
         let piece = sequence.reply.finish()?;
         events.extend(piece.map(|piece| event(&sequence, News::Text(piece))));
@@ -292,7 +348,9 @@ impl Engine {
         if self.is_idle() {
             return Ok(());
         }
-        Err(Error::Request("the engine still has requests: step until it is idle, or cancel them".into()))
+        Err(Error::Request(
+            "the engine still has requests: step until it is idle, or cancel them".into(),
+        ))
     }
 
     /// One completion of one prompt, its text handed over as it comes.
@@ -316,11 +374,20 @@ impl Engine {
 }
 
 fn event(sequence: &Sequence, news: News) -> Event {
-    Event { ticket: sequence.ticket, index: sequence.index, news }
+    Event {
+        ticket: sequence.ticket,
+        index: sequence.index,
+        news,
+    }
 }
 
 impl Generate for Engine {
-    fn generate(&mut self, prompts: &[Prompt], count: usize, sampling: &Sampling) -> Result<Vec<Vec<Completion>>> {
+    fn generate(
+        &mut self,
+        prompts: &[Prompt],
+        count: usize,
+        sampling: &Sampling,
+    ) -> Result<Vec<Vec<Completion>>> {
         self.require_idle()?;
         let first = self.next_ticket;
         for (index, prompt) in prompts.iter().enumerate() {
@@ -361,17 +428,33 @@ mod tests {
     fn tokenizer() -> Arc<Tokenizer> {
         let folder = tempfile::tempdir().unwrap();
         seeded::write_tokenizer(folder.path()).unwrap();
-        let source =
-            Source { weights: WeightsFormat::None, folder: Some(folder.path().into()), name: "tiny".into() };
+        let source = Source {
+            weights: WeightsFormat::None,
+            folder: Some(folder.path().into()),
+            name: "tiny".into(),
+        };
         Arc::new(Tokenizer::load(&source).unwrap())
     }
 
     fn engine(pool_tokens: usize) -> Engine {
-        Engine::new(seeded::tiny_decoder(Family::Qwen3, true).unwrap(), tokenizer(), pool_tokens).unwrap()
+        Engine::new(
+            seeded::tiny_decoder(Family::Qwen3, true).unwrap(),
+            tokenizer(),
+            pool_tokens,
+        )
+        .unwrap()
     }
 
     fn prompts(engine: &Engine, texts: &[&str]) -> Vec<Prompt> {
-        texts.iter().map(|text| engine.tokenizer.prompt(&[Message::user(*text)], Mode::NoThink).unwrap()).collect()
+        texts
+            .iter()
+            .map(|text| {
+                engine
+                    .tokenizer
+                    .prompt(&[Message::user(*text)], Mode::NoThink)
+                    .unwrap()
+            })
+            .collect()
     }
 
     const TEXTS: [&str; 5] = [
@@ -388,10 +471,27 @@ mod tests {
     fn greedy_by_hidden(decoder: &Decoder, prompt_ids: &[u32], count: usize) -> Vec<u32> {
         let mut ids = prompt_ids.to_vec();
         for _ in 0..count {
-            let hidden_t_d = decoder.hidden(&ids, &[Segment { start: 0, len: ids.len(), prefix: None }]).unwrap();
+            let hidden_t_d = decoder
+                .hidden(
+                    &ids,
+                    &[Segment {
+                        start: 0,
+                        len: ids.len(),
+                        prefix: None,
+                    }],
+                )
+                .unwrap();
             let last_1_d = hidden_t_d.narrow(0, ids.len() - 1, 1).unwrap();
-            let logits_v = decoder.logits(&last_1_d).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            let best = (0..logits_v.len()).max_by(|&left, &right| logits_v[left].total_cmp(&logits_v[right])).unwrap();
+            let logits_v = decoder
+                .logits(&last_1_d)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap();
+            let best = (0..logits_v.len())
+                .max_by(|&left, &right| logits_v[left].total_cmp(&logits_v[right]))
+                .unwrap();
             ids.push(best as u32);
         }
         ids.split_off(prompt_ids.len())
@@ -401,11 +501,18 @@ mod tests {
     fn greedy_tokens_are_those_of_the_packed_forward_pass() {
         let mut engine = engine(2048);
         let prompts = prompts(&engine, &TEXTS);
-        let sampling = Sampling { temperature: 0.0, max_new_tokens: 24, ..Sampling::default() };
+        let sampling = Sampling {
+            temperature: 0.0,
+            max_new_tokens: 24,
+            ..Sampling::default()
+        };
         let completions = engine.generate(&prompts, 1, &sampling).unwrap();
         for (prompt, group) in prompts.iter().zip(&completions) {
             let length = group[0].ids.len();
-            assert_eq!(group[0].ids, greedy_by_hidden(&engine.decoder, &prompt.ids, length));
+            assert_eq!(
+                group[0].ids,
+                greedy_by_hidden(&engine.decoder, &prompt.ids, length)
+            );
             assert!(length == 24 || group[0].finish_reason == FinishReason::Stop);
         }
     }
@@ -414,16 +521,44 @@ mod tests {
     fn log_probabilities_are_those_of_the_packed_forward_pass() {
         let mut engine = engine(2048);
         let prompt = prompts(&engine, &TEXTS[1..2]).remove(0);
-        let sampling = Sampling { temperature: 0.7, top_p: 0.9, max_new_tokens: 40, ..Sampling::default() };
-        let completion = engine.generate(std::slice::from_ref(&prompt), 1, &sampling).unwrap().remove(0).remove(0);
+        let sampling = Sampling {
+            temperature: 0.7,
+            top_p: 0.9,
+            max_new_tokens: 40,
+            ..Sampling::default()
+        };
+        let completion = engine
+            .generate(std::slice::from_ref(&prompt), 1, &sampling)
+            .unwrap()
+            .remove(0)
+            .remove(0);
         let ids = [&prompt.ids[..], &completion.ids].concat();
-        let hidden_t_d =
-            engine.decoder.hidden(&ids, &[Segment { start: 0, len: ids.len(), prefix: None }]).unwrap();
-        let hidden_n_d = hidden_t_d.narrow(0, prompt.ids.len() - 1, completion.ids.len()).unwrap();
+        let hidden_t_d = engine
+            .decoder
+            .hidden(
+                &ids,
+                &[Segment {
+                    start: 0,
+                    len: ids.len(),
+                    prefix: None,
+                }],
+            )
+            .unwrap();
+        let hidden_n_d = hidden_t_d
+            .narrow(0, prompt.ids.len() - 1, completion.ids.len())
+            .unwrap();
         let expected =
-            kernels::log_probability(&hidden_n_d, engine.decoder.head_weight(), &completion.ids, 1.0).unwrap();
-        for (found, expected) in completion.log_probabilities.iter().zip(expected.to_vec1::<f32>().unwrap()) {
-            assert!((found - expected).abs() < 1e-4, "expected {expected}, found {found}");
+            kernels::log_probability(&hidden_n_d, engine.decoder.head_weight(), &completion.ids, 1.0)
+                .unwrap();
+        for (found, expected) in completion
+            .log_probabilities
+            .iter()
+            .zip(expected.to_vec1::<f32>().unwrap())
+        {
+            assert!(
+                (found - expected).abs() < 1e-4,
+                "expected {expected}, found {found}"
+            );
         }
     }
 
@@ -431,17 +566,28 @@ mod tests {
     fn the_same_seed_gives_the_same_completions_whatever_else_is_in_the_batch() {
         let mut engine = engine(1 << 14);
         let prompts = prompts(&engine, &TEXTS);
-        let sampling = Sampling { max_new_tokens: 30, seed: 11, ..Sampling::default() };
+        let sampling = Sampling {
+            max_new_tokens: 30,
+            seed: 11,
+            ..Sampling::default()
+        };
         let together = engine.generate(&prompts, 16, &sampling).unwrap();
         let backwards: Vec<Prompt> = prompts.iter().rev().cloned().collect();
         let backwards = engine.generate(&backwards, 3, &sampling).unwrap();
         for (index, prompt) in prompts.iter().enumerate() {
-            let alone = engine.generate(std::slice::from_ref(prompt), 1, &sampling).unwrap();
+            let alone = engine
+                .generate(std::slice::from_ref(prompt), 1, &sampling)
+                .unwrap();
             assert!(alone[0][0] == together[index][0], "prompt {index} alone");
-            assert!(backwards[prompts.len() - 1 - index][..] == together[index][..3], "prompt {index} in another order");
+            assert!(
+                backwards[prompts.len() - 1 - index][..] == together[index][..3],
+                "prompt {index} in another order"
+            );
         }
         assert_ne!(together[0][0].ids, together[0][1].ids);
-        let other = engine.generate(&prompts[..1], 1, &Sampling { seed: 12, ..sampling }).unwrap();
+        let other = engine
+            .generate(&prompts[..1], 1, &Sampling { seed: 12, ..sampling })
+            .unwrap();
         assert_ne!(other[0][0].ids, together[0][0].ids);
     }
 
@@ -449,25 +595,54 @@ mod tests {
     fn a_prompt_is_read_once_for_its_group() {
         let mut engine = engine(1 << 13);
         let prompts = prompts(&engine, &TEXTS);
-        let all = engine.generate(&prompts, 8, &Sampling { max_new_tokens: 5, ..Sampling::default() }).unwrap();
+        let all = engine
+            .generate(
+                &prompts,
+                8,
+                &Sampling {
+                    max_new_tokens: 5,
+                    ..Sampling::default()
+                },
+            )
+            .unwrap();
         let metrics = engine.metrics();
-        assert_eq!(metrics.read_tokens, prompts.iter().map(|prompt| prompt.ids.len()).sum::<usize>());
-        assert_eq!(metrics.tokens, all.iter().flatten().map(|completion| completion.ids.len()).sum::<usize>());
+        assert_eq!(
+            metrics.read_tokens,
+            prompts.iter().map(|prompt| prompt.ids.len()).sum::<usize>()
+        );
+        assert_eq!(
+            metrics.tokens,
+            all.iter()
+                .flatten()
+                .map(|completion| completion.ids.len())
+                .sum::<usize>()
+        );
         assert!(metrics.seconds > 0.0 && metrics.pauses == 0);
     }
 
     #[test]
     fn a_pool_that_is_too_small_for_all_changes_nothing_but_time() {
-        let sampling = Sampling { max_new_tokens: 60, seed: 3, ..Sampling::default() };
+        let sampling = Sampling {
+            max_new_tokens: 60,
+            seed: 3,
+            ..Sampling::default()
+        };
         let mut large = engine(1 << 14);
         let prompts = prompts(&large, &TEXTS);
         let expected = large.generate(&prompts, 6, &sampling).unwrap();
         let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap();
         for tokens in [longest.next_multiple_of(16) + 64, 640, 1024] {
             let mut small = engine(tokens);
-            assert!(small.generate(&prompts, 6, &sampling).unwrap() == expected, "{tokens} tokens");
+            assert!(
+                small.generate(&prompts, 6, &sampling).unwrap() == expected,
+                "{tokens} tokens"
+            );
             assert!(small.metrics().pauses > 0 || tokens > 640, "{tokens} tokens");
-            assert_eq!(small.queue.pool.free_blocks() * 16, small.queue.pool.slots(), "every block came back");
+            assert_eq!(
+                small.queue.pool.free_blocks() * 16,
+                small.queue.pool.slots(),
+                "every block came back"
+            );
         }
     }
 
@@ -475,10 +650,16 @@ mod tests {
     fn more_sequences_than_rows_take_turns() {
         let mut engine = engine(1 << 14);
         let prompts = prompts(&engine, &["a", "b"]);
-        let sampling = Sampling { max_new_tokens: 4, ..Sampling::default() };
+        let sampling = Sampling {
+            max_new_tokens: 4,
+            ..Sampling::default()
+        };
         let many = engine.generate(&prompts, 100, &sampling).unwrap();
         assert_eq!(many.iter().map(Vec::len).collect::<Vec<_>>(), [100, 100]);
-        assert_eq!(many[1][99], engine.generate(&prompts[1..], 100, &sampling).unwrap()[0][99]);
+        assert_eq!(
+            many[1][99],
+            engine.generate(&prompts[1..], 100, &sampling).unwrap()[0][99]
+        );
         assert_eq!(engine.generate(&prompts, 0, &sampling).unwrap(), [vec![], vec![]]);
     }
 
@@ -487,14 +668,24 @@ mod tests {
         let mut engine = engine(1024);
         let prompt = prompts(&engine, &["Go"]).remove(0);
         for seed in 0..20 {
-            let sampling = Sampling { seed, max_new_tokens: 30, temperature: 0.8, ..Sampling::default() };
+            let sampling = Sampling {
+                seed,
+                max_new_tokens: 30,
+                temperature: 0.8,
+                ..Sampling::default()
+            };
             let (mut thinking, mut content) = (String::new(), String::new());
             let mut show = |piece| match piece {
                 Piece::Thinking(text) => thinking.push_str(&text),
                 Piece::Content(text) => content.push_str(&text),
             };
             let completion = engine.generate_streaming(&prompt, &sampling, &mut show).unwrap();
-            assert_eq!(completion, engine.generate(std::slice::from_ref(&prompt), 1, &sampling).unwrap()[0][0]);
+            assert_eq!(
+                completion,
+                engine
+                    .generate(std::slice::from_ref(&prompt), 1, &sampling)
+                    .unwrap()[0][0]
+            );
             if completion.thinking.is_none() {
                 assert_eq!(content, completion.content);
             }
@@ -505,13 +696,29 @@ mod tests {
     fn a_stop_text_ends_the_completion() {
         let mut engine = engine(1024);
         let prompt = prompts(&engine, &["Go"]);
-        let free = Sampling { max_new_tokens: 60, seed: 1, ..Sampling::default() };
+        let free = Sampling {
+            max_new_tokens: 60,
+            seed: 1,
+            ..Sampling::default()
+        };
         let whole = engine.generate(&prompt, 1, &free).unwrap()[0][0].clone();
         let start = whole.content.char_indices().nth(20).unwrap().0;
         let stop: String = whole.content[start..].chars().take(3).collect();
-        let stopped = engine.generate(&prompt, 1, &Sampling { stop: vec![stop.clone()], ..free }).unwrap();
+        let stopped = engine
+            .generate(
+                &prompt,
+                1,
+                &Sampling {
+                    stop: vec![stop.clone()],
+                    ..free
+                },
+            )
+            .unwrap();
         let stopped = &stopped[0][0];
-        assert_eq!(stopped.content, whole.content[..whole.content.find(&stop).unwrap()]);
+        assert_eq!(
+            stopped.content,
+            whole.content[..whole.content.find(&stop).unwrap()]
+        );
         assert_eq!(stopped.finish_reason, FinishReason::Stop);
         assert!(whole.ids.starts_with(&stopped.ids) && stopped.ids.len() < whole.ids.len());
     }
@@ -520,8 +727,15 @@ mod tests {
     fn requests_of_different_kinds_share_a_batch() {
         let mut engine = engine(4096);
         let prompts = prompts(&engine, &TEXTS[..3]);
-        let sampling = Sampling { max_new_tokens: 20, seed: 5, ..Sampling::default() };
-        let greedy = Sampling { temperature: 0.0, ..sampling.clone() };
+        let sampling = Sampling {
+            max_new_tokens: 20,
+            seed: 5,
+            ..Sampling::default()
+        };
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..sampling.clone()
+        };
         let alone = engine.generate(&prompts[1..2], 1, &sampling).unwrap()[0][0].clone();
         let dropped = engine.submit(&prompts[0], 4, &greedy).unwrap();
         let kept = engine.submit(&prompts[1], 1, &sampling).unwrap();
@@ -538,18 +752,32 @@ mod tests {
         }
         finished.retain(|event| matches!(event.news, News::Finished(_)));
         assert_eq!(finished.len(), 3);
-        assert!(finished.contains(&Event { ticket: kept, index: 0, news: News::Finished(alone) }));
+        assert!(finished.contains(&Event {
+            ticket: kept,
+            index: 0,
+            news: News::Finished(alone)
+        }));
         assert_eq!(engine.queue.pool.free_blocks() * 16, engine.queue.pool.slots());
     }
 
     #[test]
     fn requests_that_cannot_be_met_are_told_why() {
         let mut engine = engine(256);
-        let sampling = Sampling { max_new_tokens: 10, ..Sampling::default() };
-        let prompt = |ids: Vec<u32>| Prompt { ids, messages: vec![], mode: Mode::NoThink };
+        let sampling = Sampling {
+            max_new_tokens: 10,
+            ..Sampling::default()
+        };
+        let prompt = |ids: Vec<u32>| Prompt {
+            ids,
+            messages: vec![],
+            mode: Mode::NoThink,
+        };
         let mut refuse = |prompt: Prompt, sampling: &Sampling| {
             let fine = self::prompts(&engine, &["fine"]).remove(0);
-            let error = engine.generate(&[fine, prompt], 2, sampling).unwrap_err().to_string();
+            let error = engine
+                .generate(&[fine, prompt], 2, sampling)
+                .unwrap_err()
+                .to_string();
             assert!(engine.is_idle(), "{error}");
             error
         };
@@ -557,6 +785,15 @@ mod tests {
         assert!(refuse(prompt(vec![5, 320]), &sampling).contains("below 320, found 320"));
         assert!(refuse(prompt(vec![5; 2048]), &sampling).contains("2048 of the model's context"));
         assert!(refuse(prompt(vec![5; 241]), &sampling).contains("at least 272 tokens, found 256"));
-        assert!(refuse(prompt(vec![5]), &Sampling { top_p: 2.0, ..sampling.clone() }).contains("top_p"));
+        assert!(
+            refuse(
+                prompt(vec![5]),
+                &Sampling {
+                    top_p: 2.0,
+                    ..sampling.clone()
+                }
+            )
+            .contains("top_p")
+        );
     }
 }

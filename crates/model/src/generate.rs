@@ -49,7 +49,9 @@ impl Sampling {
     /// Refuses settings that mean nothing, naming the setting, what was expected and what was found.
     pub fn check(&self) -> Result<()> {
         let refuse = |key: &str, expected: &str, found: &dyn std::fmt::Display| {
-            Err(Error::Request(format!("sampling: {key}: expected {expected}, found {found}")))
+            Err(Error::Request(format!(
+                "sampling: {key}: expected {expected}, found {found}"
+            )))
         };
         if self.max_new_tokens == 0 {
             return refuse("max_new_tokens", "at least 1", &0);
@@ -107,11 +109,20 @@ impl Completion {
         let (thinking, content) = match text.rsplit_once("</think>") {
             Some((thinking, content)) => {
                 let thinking = thinking.trim_start().strip_prefix("<think>").unwrap_or(thinking);
-                (Some(thinking.trim_matches('\n').to_owned()), content.trim_start_matches('\n'))
+                (
+                    Some(thinking.trim_matches('\n').to_owned()),
+                    content.trim_start_matches('\n'),
+                )
             }
             None => (None, text),
         };
-        Self { ids: Vec::new(), log_probabilities: Vec::new(), thinking, content: content.to_owned(), finish_reason }
+        Self {
+            ids: Vec::new(),
+            log_probabilities: Vec::new(),
+            thinking,
+            content: content.to_owned(),
+            finish_reason,
+        }
     }
 }
 
@@ -135,15 +146,69 @@ mod tests {
         let base = Sampling::default();
         assert!(base.check().is_ok());
         for (key, sampling) in [
-            ("max_new_tokens", Sampling { max_new_tokens: 0, ..base.clone() }),
-            ("temperature", Sampling { temperature: -1.0, ..base.clone() }),
-            ("temperature", Sampling { temperature: f64::NAN, ..base.clone() }),
-            ("top_p", Sampling { top_p: 0.0, ..base.clone() }),
-            ("top_p", Sampling { top_p: 1.5, ..base.clone() }),
-            ("min_p", Sampling { min_p: -0.1, ..base.clone() }),
-            ("presence_penalty", Sampling { presence_penalty: f64::INFINITY, ..base.clone() }),
-            ("repetition_penalty", Sampling { repetition_penalty: 0.0, ..base.clone() }),
-            ("stop", Sampling { stop: vec![String::new()], ..base }),
+            (
+                "max_new_tokens",
+                Sampling {
+                    max_new_tokens: 0,
+                    ..base.clone()
+                },
+            ),
+            (
+                "temperature",
+                Sampling {
+                    temperature: -1.0,
+                    ..base.clone()
+                },
+            ),
+            (
+                "temperature",
+                Sampling {
+                    temperature: f64::NAN,
+                    ..base.clone()
+                },
+            ),
+            (
+                "top_p",
+                Sampling {
+                    top_p: 0.0,
+                    ..base.clone()
+                },
+            ),
+            (
+                "top_p",
+                Sampling {
+                    top_p: 1.5,
+                    ..base.clone()
+                },
+            ),
+            (
+                "min_p",
+                Sampling {
+                    min_p: -0.1,
+                    ..base.clone()
+                },
+            ),
+            (
+                "presence_penalty",
+                Sampling {
+                    presence_penalty: f64::INFINITY,
+                    ..base.clone()
+                },
+            ),
+            (
+                "repetition_penalty",
+                Sampling {
+                    repetition_penalty: 0.0,
+                    ..base.clone()
+                },
+            ),
+            (
+                "stop",
+                Sampling {
+                    stop: vec![String::new()],
+                    ..base
+                },
+            ),
         ] {
             let error = sampling.check().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
@@ -157,7 +222,13 @@ mod tests {
             (completion.thinking, completion.content)
         };
         assert_eq!(split("plain"), (None, "plain".into()));
-        assert_eq!(split("<think>\na</think>b</think>\n\nc"), (Some("a</think>b".into()), "c".into()));
-        assert_eq!(split("opened by the template\n</think>\n\nc"), (Some("opened by the template".into()), "c".into()));
+        assert_eq!(
+            split("<think>\na</think>b</think>\n\nc"),
+            (Some("a</think>b".into()), "c".into())
+        );
+        assert_eq!(
+            split("opened by the template\n</think>\n\nc"),
+            (Some("opened by the template".into()), "c".into())
+        );
     }
 }

@@ -37,7 +37,10 @@ impl KvPool {
     pub fn new(tokens: usize) -> Self {
         let blocks = tokens.div_ceil(BLOCK_SLOTS) as u32;
         // Low blocks first, so that a large pool touches only the memory it needs.
-        Self { free: (0..blocks).rev().collect(), users: vec![0; blocks as usize] }
+        Self {
+            free: (0..blocks).rev().collect(),
+            users: vec![0; blocks as usize],
+        }
     }
 
     /// Slots in the pool.
@@ -75,7 +78,10 @@ impl KvPool {
         for &block in &place.blocks {
             self.users[block as usize] += 1;
         }
-        Place { blocks: place.blocks.clone(), slots: place.slots[..length].into() }
+        Place {
+            blocks: place.blocks.clone(),
+            slots: place.slots[..length].into(),
+        }
     }
 
     /// Gives the place up; its blocks are free once no other place uses them.
@@ -122,7 +128,10 @@ mod tests {
             assert_eq!(reply.slots()[..20], prompt.slots()[..20]);
             assert_eq!(reply.slots().len(), 36);
         }
-        let own: BTreeSet<u32> = replies.iter().flat_map(|reply| reply.slots()[20..].to_vec()).collect();
+        let own: BTreeSet<u32> = replies
+            .iter()
+            .flat_map(|reply| reply.slots()[20..].to_vec())
+            .collect();
         assert_eq!(own.len(), 32, "two replies never write one slot");
         assert!(prompt.slots().iter().all(|slot| !own.contains(slot)));
 

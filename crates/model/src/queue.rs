@@ -57,6 +57,14 @@ pub(crate) struct Sequence {
     cached: usize,
 }
 
+/// Completions of one prompt that start.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) sequences: Vec<Sequence>,
+    /// What their first tokens are drawn from.
+    pub(crate) logits_v: Arc<[f32]>,
+}
+
 /// The rows of one forward pass.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
@@ -92,7 +100,13 @@ pub(crate) struct Queue {
 }
 
 impl Group {
-    pub(crate) fn new(ticket: Ticket, prompt_ids: &[u32], count: usize, limit: usize, sampling: &Sampling) -> Self {
+    pub(crate) fn new(
+        ticket: Ticket,
+        prompt_ids: &[u32],
+        count: usize,
+        limit: usize,
+        sampling: &Sampling,
+    ) -> Self {
         Self {
             ticket,
             prompt_ids: prompt_ids.to_vec(),
@@ -128,7 +142,10 @@ impl Batch {
         self.ids.extend_from_slice(&ids[cached..end]);
         self.positions.extend(cached as u32..end as u32);
         self.slots.extend_from_slice(&place.slots()[cached..end]);
-        self.contexts.extend((cached..end).map(|at| Context { slots: Arc::clone(place.slots()), len: at + 1 }));
+        self.contexts.extend((cached..end).map(|at| Context {
+            slots: Arc::clone(place.slots()),
+            len: at + 1,
+        }));
     }
 }
 
@@ -161,7 +178,11 @@ impl Queue {
         for group in self.groups.iter_mut().filter(|group| group.ticket == ticket) {
             self.pool.release(&mut group.place);
         }
-        for sequence in self.running.iter_mut().filter(|sequence| sequence.ticket == ticket) {
+        for sequence in self
+            .running
+            .iter_mut()
+            .filter(|sequence| sequence.ticket == ticket)
+        {
             self.pool.release(&mut sequence.place);
         }
         self.groups.retain(|group| group.ticket != ticket);
@@ -186,15 +207,18 @@ impl Queue {
         }
     }
 
-    /// Starts completions of the first prompt, if it has been read: the sequences, and the logits that their first
-    /// tokens are drawn from. None where nothing can start.
-    pub(crate) fn start(&mut self, tokenizer: &Arc<Tokenizer>) -> Result<Option<(Vec<Sequence>, Arc<[f32]>)>> {
+    /// Starts completions of the first prompt, if it has been read. None where nothing can start.
+    pub(crate) fn start(&mut self, tokenizer: &Arc<Tokenizer>) -> Result<Option<Start>> {
         if !self.paused.is_empty() {
             return Ok(None);
         }
         loop {
-            let Some(group) = self.groups.front_mut() else { return Ok(None) };
-            let Some(logits_v) = group.logits_v.clone() else { return Ok(None) };
+            let Some(group) = self.groups.front_mut() else {
+                return Ok(None);
+            };
+            let Some(logits_v) = group.logits_v.clone() else {
+                return Ok(None);
+            };
             let length = group.prompt_ids.len();
             let mut sequences = Vec::new();
             while group.started < group.count && self.running.len() + sequences.len() < MAX_SEQUENCES {
@@ -211,7 +235,7 @@ impl Queue {
                 self.groups.pop_front();
             }
             if !sequences.is_empty() {
-                return Ok(Some((sequences, logits_v)));
+                return Ok(Some(Start { sequences, logits_v }));
             }
             // Alone and still without room: prompts that wait behind this one hold it.
             if !self.running.is_empty() || self.groups.len() < 2 || !self.give_up_prompt() {
@@ -233,7 +257,9 @@ impl Queue {
             if group.place.slots().is_empty() {
                 // A block more for each that runs, and one for this prompt's first completion.
                 let needed = group.prompt_ids.len().div_ceil(BLOCK_SLOTS) + self.running.len() + 1;
-                if self.pool.free_blocks() < needed || !self.pool.grow(&mut group.place, group.prompt_ids.len()) {
+                if self.pool.free_blocks() < needed
+                    || !self.pool.grow(&mut group.place, group.prompt_ids.len())
+                {
                     return;
                 }
             }
@@ -262,7 +288,12 @@ impl Queue {
 
     /// Takes the room of the last group that has any; its prompt will be read again.
     fn give_up_prompt(&mut self) -> bool {
-        let Some(group) = self.groups.iter_mut().rev().find(|group| !group.place.slots().is_empty()) else {
+        let Some(group) = self
+            .groups
+            .iter_mut()
+            .rev()
+            .find(|group| !group.place.slots().is_empty())
+        else {
             return false;
         };
         self.pool.release(&mut group.place);
@@ -278,7 +309,11 @@ impl Queue {
         for (index, sequence) in self.running.iter_mut().enumerate() {
             let length = sequence.ids.len();
             let reading = length - sequence.cached > 1;
-            let end = if reading { length.min(sequence.cached + budget) } else { length };
+            let end = if reading {
+                length.min(sequence.cached + budget)
+            } else {
+                length
+            };
             if reading {
                 budget -= end - sequence.cached;
                 self.read_tokens += end - sequence.cached;

@@ -30,7 +30,12 @@ pub struct Remote {
 impl Remote {
     /// A model with 16 requests at once, without log-probabilities.
     pub fn new(endpoint: Endpoint, model: impl Into<String>) -> Self {
-        Self { endpoint, model: model.into(), concurrency: 16, log_probabilities: false }
+        Self {
+            endpoint,
+            model: model.into(),
+            concurrency: 16,
+            log_probabilities: false,
+        }
     }
 
     /// `count` completions of one prompt. A server may give fewer than asked for; then it is asked for the rest.
@@ -69,13 +74,25 @@ impl Remote {
                 body.insert(key.to_owned(), value);
             }
         };
-        put(sampling.presence_penalty != 0.0, "presence_penalty", json!(sampling.presence_penalty));
-        put(sampling.repetition_penalty != 1.0, "repetition_penalty", json!(sampling.repetition_penalty));
+        put(
+            sampling.presence_penalty != 0.0,
+            "presence_penalty",
+            json!(sampling.presence_penalty),
+        );
+        put(
+            sampling.repetition_penalty != 1.0,
+            "repetition_penalty",
+            json!(sampling.repetition_penalty),
+        );
         put(sampling.top_k > 0, "top_k", json!(sampling.top_k));
         put(sampling.min_p > 0.0, "min_p", json!(sampling.min_p));
         put(!sampling.stop.is_empty(), "stop", json!(sampling.stop));
         put(self.log_probabilities, "logprobs", json!(true));
-        put(prompt.mode == Mode::NoThink, "chat_template_kwargs", json!({"enable_thinking": false}));
+        put(
+            prompt.mode == Mode::NoThink,
+            "chat_template_kwargs",
+            json!({"enable_thinking": false}),
+        );
         Ok(body.into())
     }
 
@@ -92,7 +109,9 @@ impl Remote {
             Value::Null if message.is_object() => "",
             _ => return Err(self.unexpected("text in `message.content`", choice)),
         };
-        let thinking = ["reasoning_content", "reasoning"].iter().find_map(|key| message[*key].as_str());
+        let thinking = ["reasoning_content", "reasoning"]
+            .iter()
+            .find_map(|key| message[*key].as_str());
         let mut completion = match thinking.filter(|thinking| !thinking.is_empty()) {
             Some(thinking) => Completion {
                 thinking: Some(thinking.trim_matches('\n').to_owned()),
@@ -104,11 +123,18 @@ impl Remote {
             // A server without a reasoning parser leaves the thinking in the text.
             None => Completion::from_text(content, finish_reason),
         };
-        let tokens = choice["logprobs"]["content"].as_array().map_or(&[][..], Vec::as_slice);
-        completion.log_probabilities =
-            tokens.iter().filter_map(|token| Some(token["logprob"].as_f64()? as f32)).collect();
+        let tokens = choice["logprobs"]["content"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        completion.log_probabilities = tokens
+            .iter()
+            .filter_map(|token| Some(token["logprob"].as_f64()? as f32))
+            .collect();
         let ids = choice["token_ids"].as_array().map_or(&[][..], Vec::as_slice);
-        completion.ids = ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect();
+        completion.ids = ids
+            .iter()
+            .filter_map(|id| u32::try_from(id.as_u64()?).ok())
+            .collect();
         Ok(completion)
     }
 
@@ -122,7 +148,12 @@ impl Remote {
 }
 
 impl Generate for Remote {
-    fn generate(&mut self, prompts: &[Prompt], count: usize, sampling: &Sampling) -> Result<Vec<Vec<Completion>>> {
+    fn generate(
+        &mut self,
+        prompts: &[Prompt],
+        count: usize,
+        sampling: &Sampling,
+    ) -> Result<Vec<Vec<Completion>>> {
         sampling.check()?;
         let remote = &*self;
         let next = AtomicUsize::new(0);
@@ -145,7 +176,9 @@ impl Generate for Remote {
                 scope.spawn(work);
             }
         });
-        let answers = answers.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let answers = answers
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let failed = answers.iter().position(|answer| matches!(answer, Some(Err(_))));
         let mut answers = answers.into_iter();
         if let Some(failed) = failed
@@ -170,7 +203,11 @@ mod tests {
     use crate::endpoint::tests::{Act, stand_in};
 
     fn prompt(text: &str, mode: Mode) -> Prompt {
-        Prompt { ids: vec![], messages: vec![Message::user(text)], mode }
+        Prompt {
+            ids: vec![],
+            messages: vec![Message::user(text)],
+            mode,
+        }
     }
 
     fn choice(content: &str) -> Value {
@@ -184,18 +221,30 @@ mod tests {
             Act::Answer(200, json!({"choices": [choice("yes")]}).to_string()),
         ]);
         let mut remote = Remote::new(endpoint, "qwen");
-        let plain = Sampling { seed: u64::MAX, ..Sampling::default() };
+        let plain = Sampling {
+            seed: u64::MAX,
+            ..Sampling::default()
+        };
         remote.generate(&[prompt("hi", Mode::Think)], 1, &plain).unwrap();
-        let sampling = Sampling { top_k: 20, stop: vec!["END".into()], ..Sampling::default() };
+        let sampling = Sampling {
+            top_k: 20,
+            stop: vec!["END".into()],
+            ..Sampling::default()
+        };
         remote.log_probabilities = true;
-        remote.generate(&[prompt("hi", Mode::NoThink)], 1, &sampling).unwrap();
+        remote
+            .generate(&[prompt("hi", Mode::NoThink)], 1, &sampling)
+            .unwrap();
         let bodies = bodies.lock().unwrap();
         assert_eq!(
             bodies[0],
             json!({"model": "qwen", "messages": [{"role": "user", "content": "hi"}], "n": 1, "max_tokens": 256,
                    "temperature": 1.0, "top_p": 1.0, "seed": i64::MAX})
         );
-        assert_eq!(bodies[1]["chat_template_kwargs"], json!({"enable_thinking": false}));
+        assert_eq!(
+            bodies[1]["chat_template_kwargs"],
+            json!({"enable_thinking": false})
+        );
         assert_eq!(bodies[1]["top_k"], 20);
         assert_eq!(bodies[1]["stop"], json!(["END"]));
         assert_eq!(bodies[1]["logprobs"], true);
@@ -203,11 +252,14 @@ mod tests {
 
     #[test]
     fn answers_come_in_the_order_of_the_prompts() {
-        let echo = |number: usize| Act::Answer(200, json!({"choices": [choice(&number.to_string())]}).to_string());
+        let echo =
+            |number: usize| Act::Answer(200, json!({"choices": [choice(&number.to_string())]}).to_string());
         let (endpoint, bodies) = stand_in((0..6).map(echo).collect());
         let mut remote = Remote::new(endpoint, "m");
         remote.concurrency = 3;
-        let prompts: Vec<Prompt> = (0..6).map(|number| prompt(&format!("p{number}"), Mode::Think)).collect();
+        let prompts: Vec<Prompt> = (0..6)
+            .map(|number| prompt(&format!("p{number}"), Mode::Think))
+            .collect();
         let answers = remote.generate(&prompts, 1, &Sampling::default()).unwrap();
         let bodies = bodies.lock().unwrap();
         for (number, answer) in answers.iter().enumerate() {
@@ -221,23 +273,47 @@ mod tests {
         let by_field = json!({"message": {"content": "\n\nyes", "reasoning_content": "\nhm\n"}, "finish_reason": "stop"});
         let newer = json!({"message": {"content": null, "reasoning": "hm"}, "finish_reason": "length",
                            "logprobs": {"content": [{"token": "h", "logprob": -0.5}]}, "token_ids": [7]});
-        let choices = json!([by_field, newer, choice("<think>\nhm\n</think>\n\nyes"), choice("yes")]);
+        let choices = json!([
+            by_field,
+            newer,
+            choice("<think>\nhm\n</think>\n\nyes"),
+            choice("yes")
+        ]);
         let (endpoint, _) = stand_in(vec![Act::Answer(200, json!({"choices": choices}).to_string())]);
-        let answers =
-            Remote::new(endpoint, "m").generate(&[prompt("hi", Mode::Think)], 4, &Sampling::default()).unwrap();
-        let texts: Vec<_> = answers[0].iter().map(|c| (c.thinking.as_deref(), c.content.as_str())).collect();
-        assert_eq!(texts, [(Some("hm"), "yes"), (Some("hm"), ""), (Some("hm"), "yes"), (None, "yes")]);
+        let answers = Remote::new(endpoint, "m")
+            .generate(&[prompt("hi", Mode::Think)], 4, &Sampling::default())
+            .unwrap();
+        let texts: Vec<_> = answers[0]
+            .iter()
+            .map(|c| (c.thinking.as_deref(), c.content.as_str()))
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                (Some("hm"), "yes"),
+                (Some("hm"), ""),
+                (Some("hm"), "yes"),
+                (None, "yes")
+            ]
+        );
         assert_eq!(answers[0][1].finish_reason, FinishReason::Length);
-        assert_eq!((&answers[0][1].ids[..], &answers[0][1].log_probabilities[..]), (&[7][..], &[-0.5][..]));
+        assert_eq!(
+            (&answers[0][1].ids[..], &answers[0][1].log_probabilities[..]),
+            (&[7][..], &[-0.5][..])
+        );
     }
 
     #[test]
     fn a_server_that_gives_fewer_is_asked_again() {
         let one = |text: &str| Act::Answer(200, json!({"choices": [choice(text)]}).to_string());
         let (endpoint, bodies) = stand_in(vec![one("a"), one("b"), one("c")]);
-        let answers =
-            Remote::new(endpoint, "m").generate(&[prompt("hi", Mode::Think)], 3, &Sampling::default()).unwrap();
-        assert_eq!(answers[0].iter().map(|c| c.content.as_str()).collect::<String>(), "abc");
+        let answers = Remote::new(endpoint, "m")
+            .generate(&[prompt("hi", Mode::Think)], 3, &Sampling::default())
+            .unwrap();
+        assert_eq!(
+            answers[0].iter().map(|c| c.content.as_str()).collect::<String>(),
+            "abc"
+        );
         let bodies = bodies.lock().unwrap();
         assert_eq!((&bodies[2]["n"], &bodies[2]["seed"]), (&json!(1), &json!(2)));
     }
@@ -246,13 +322,23 @@ mod tests {
     fn strange_answers_are_quoted() {
         for (answer, expected) in [
             (json!({"object": "list"}), "expected at least one of `choices`"),
-            (json!({"choices": [{"message": {"content": "a"}}]}), "expected finish_reason"),
-            (json!({"choices": [{"message": {"content": 3}, "finish_reason": "stop"}]}), "expected text"),
+            (
+                json!({"choices": [{"message": {"content": "a"}}]}),
+                "expected finish_reason",
+            ),
+            (
+                json!({"choices": [{"message": {"content": 3}, "finish_reason": "stop"}]}),
+                "expected text",
+            ),
         ] {
             let (endpoint, _) = stand_in(vec![Act::Answer(200, answer.to_string())]);
-            let result = Remote::new(endpoint, "m").generate(&[prompt("hi", Mode::Think)], 1, &Sampling::default());
+            let result =
+                Remote::new(endpoint, "m").generate(&[prompt("hi", Mode::Think)], 1, &Sampling::default());
             let error = result.unwrap_err().to_string();
-            assert!(error.contains("/v1/chat/completions") && error.contains(expected), "{error}");
+            assert!(
+                error.contains("/v1/chat/completions") && error.contains(expected),
+                "{error}"
+            );
         }
     }
 }

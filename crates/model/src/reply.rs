@@ -53,7 +53,11 @@ impl Reply {
     /// An empty reply to a prompt.
     pub(crate) fn new(tokenizer: Arc<Tokenizer>, prompt_ids: &[u32], stop: &[String]) -> Self {
         let (open, close) = (tokenizer.id("<think>"), tokenizer.id("</think>"));
-        let last = prompt_ids.iter().rev().map(|&id| Some(id)).find(|&id| id == open || id == close);
+        let last = prompt_ids
+            .iter()
+            .rev()
+            .map(|&id| Some(id))
+            .find(|&id| id == open || id == close);
         let opened = open.is_some() && last == Some(open);
         Self {
             tokenizer,
@@ -62,7 +66,11 @@ impl Reply {
             open,
             close,
             ids: Vec::new(),
-            section: if opened { Section::Thinking } else { Section::Content },
+            section: if opened {
+                Section::Thinking
+            } else {
+                Section::Content
+            },
             window: 0,
             unread: 0,
             trimming: opened,
@@ -107,7 +115,14 @@ impl Reply {
     /// Thinking and content of the whole.
     pub(crate) fn split(&self) -> Result<(Option<String>, String)> {
         let (thinking, content) = thinking::split(&self.tokenizer, &self.ids, self.opened)?;
-        Ok((thinking, if self.stopped { self.content.clone() } else { content }))
+        Ok((
+            thinking,
+            if self.stopped {
+                self.content.clone()
+            } else {
+                content
+            },
+        ))
     }
 
     fn enter(&mut self, section: Section) {
@@ -125,7 +140,8 @@ impl Reply {
         if all.ends_with('\u{FFFD}') && !last {
             return Ok(());
         }
-        self.held.push_str(all.strip_prefix(before.as_str()).unwrap_or_default());
+        self.held
+            .push_str(all.strip_prefix(before.as_str()).unwrap_or_default());
         self.window = self.unread;
         self.unread = end;
         Ok(())
@@ -140,7 +156,11 @@ impl Reply {
         }
         let found = match self.section {
             Section::Thinking => None,
-            Section::Content => self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min(),
+            Section::Content => self
+                .stop
+                .iter()
+                .filter_map(|stop| self.held.find(stop.as_str()))
+                .min(),
         };
         let shown = match (self.section, found) {
             (Section::Thinking, _) => self.held.trim_end_matches('\n').len(),
@@ -156,7 +176,10 @@ impl Reply {
         if self.section == Section::Content {
             self.content.push_str(&text);
         }
-        (!text.is_empty()).then(|| match self.section {
+        if text.is_empty() {
+            return None;
+        }
+        Some(match self.section {
             Section::Thinking => Piece::Thinking(text),
             Section::Content => Piece::Content(text),
         })
@@ -165,7 +188,10 @@ impl Reply {
     /// Length of the longest end of the held text that a stop text starts with.
     fn undecided(&self) -> usize {
         let starts = self.held.char_indices().map(|(start, _)| &self.held[start..]);
-        let longest = starts.filter(|end| self.stop.iter().any(|stop| stop.starts_with(end))).map(str::len).max();
+        let longest = starts
+            .filter(|end| self.stop.iter().any(|stop| stop.starts_with(end)))
+            .map(str::len)
+            .max();
         longest.unwrap_or(0)
     }
 }
@@ -213,7 +239,10 @@ mod tests {
         ] {
             let (thinking, content, reply) = feed(prompt, text, &[]);
             let whole = reply.split().unwrap();
-            assert_eq!((thinking.as_str(), content.as_str()), (whole.0.as_deref().unwrap_or(""), whole.1.as_str()));
+            assert_eq!(
+                (thinking.as_str(), content.as_str()),
+                (whole.0.as_deref().unwrap_or(""), whole.1.as_str())
+            );
         }
         assert_eq!(feed("", "größer 😀", &[]).1, "größer 😀");
     }
@@ -249,7 +278,10 @@ mod tests {
     fn the_stop_text_is_cut_off() {
         let (_, content, reply) = feed("", "one END two END", &["END"]);
         assert!(reply.stopped());
-        assert_eq!((content.as_str(), reply.split().unwrap().1.as_str()), ("one ", "one "));
+        assert_eq!(
+            (content.as_str(), reply.split().unwrap().1.as_str()),
+            ("one ", "one ")
+        );
         let (_, content, reply) = feed("", "one EN two", &["END"]);
         assert!(!reply.stopped());
         assert_eq!(content, "one EN two");

@@ -57,7 +57,11 @@ impl Sampler {
             sampling: sampling.clone(),
             stream: stream(sampling.seed, prompt_ids, index),
             drawn: 0,
-            seen: if repeats { prompt_ids.iter().copied().collect() } else { BTreeSet::new() },
+            seen: if repeats {
+                prompt_ids.iter().copied().collect()
+            } else {
+                BTreeSet::new()
+            },
             replied: BTreeSet::new(),
         })
     }
@@ -79,26 +83,49 @@ impl Sampler {
             self.replied.insert(id);
         }
         let shifted = f64::from(logits_v[id as usize]) - f64::from(model_peak);
-        Ok(Draw { id, log_probability: (shifted - model_total.ln()) as f32 })
+        Ok(Draw {
+            id,
+            log_probability: (shifted - model_total.ln()) as f32,
+        })
     }
 
-    fn choose(&self, logits_v: &[f32], model_peak: f32, model_total: f64, uniform: f64, scratch: &mut Scratch) -> u32 {
+    fn choose(
+        &self,
+        logits_v: &[f32],
+        model_peak: f32,
+        model_total: f64,
+        uniform: f64,
+        scratch: &mut Scratch,
+    ) -> u32 {
         let sampling = &self.sampling;
         let penalised = !self.seen.is_empty() || !self.replied.is_empty();
         if penalised {
             self.penalise(logits_v, &mut scratch.penalised);
         }
-        let logits_v = if penalised { &scratch.penalised[..] } else { logits_v };
+        let logits_v = if penalised {
+            &scratch.penalised[..]
+        } else {
+            logits_v
+        };
         let peak = if penalised { highest(logits_v) } else { model_peak };
         if sampling.temperature < GREEDY {
             return logits_v.iter().position(|&logit| logit == peak).unwrap_or(0) as u32;
         }
         let total = if penalised || sampling.temperature != 1.0 {
-            exponentials(logits_v, peak, (1.0 / sampling.temperature) as f32, &mut scratch.weights)
+            exponentials(
+                logits_v,
+                peak,
+                (1.0 / sampling.temperature) as f32,
+                &mut scratch.weights,
+            )
         } else {
             model_total
         };
-        let top_k = if sampling.top_k == 0 { logits_v.len() } else { sampling.top_k };
+        let top_k = if sampling.top_k == 0 {
+            logits_v.len()
+        } else {
+            sampling.top_k
+        };
         if top_k >= logits_v.len() && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 {
             return invert(&scratch.weights, total, uniform);
         }
@@ -112,7 +139,11 @@ impl Sampler {
         let repetition = self.sampling.repetition_penalty as f32;
         for &id in &self.seen {
             if let Some(logit) = penalised_v.get_mut(id as usize) {
-                *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+                *logit = if *logit > 0.0 {
+                    *logit / repetition
+                } else {
+                    *logit * repetition
+                };
             }
         }
         for &id in &self.replied {
@@ -124,7 +155,11 @@ impl Sampler {
 }
 
 /// Draws one token for each `(row, sampler)` from logits of shape n x v, rows in parallel.
-pub fn draw_rows(logits_n_v: &[f32], vocabulary: usize, rows: Vec<(usize, &mut Sampler)>) -> Result<Vec<Draw>> {
+pub fn draw_rows(
+    logits_n_v: &[f32],
+    vocabulary: usize,
+    rows: Vec<(usize, &mut Sampler)>,
+) -> Result<Vec<Draw>> {
     rows.into_par_iter()
         .map_init(Scratch::default, |scratch, (row, sampler)| {
             sampler.draw(&logits_n_v[row * vocabulary..(row + 1) * vocabulary], scratch)
@@ -133,7 +168,13 @@ pub fn draw_rows(logits_n_v: &[f32], vocabulary: usize, rows: Vec<(usize, &mut S
 }
 
 /// Leaves in `candidates` the weights and ids that top-k, top-p and min-p keep, in the order of ids.
-fn filter(weights_v: &[f32], total: f64, top_k: usize, sampling: &Sampling, candidates: &mut Vec<(f32, u32)>) {
+fn filter(
+    weights_v: &[f32],
+    total: f64,
+    top_k: usize,
+    sampling: &Sampling,
+    candidates: &mut Vec<(f32, u32)>,
+) {
     // A lower bound of the answer's smallest weight. The k-th of the peaks of k or more pieces is at most the k-th of
     // all values; tokens each below a v-th of 1 - p cannot add up to 1 - p, so the nucleus needs none of them.
     let floor = if top_k < weights_v.len() {
@@ -145,10 +186,16 @@ fn filter(weights_v: &[f32], total: f64, top_k: usize, sampling: &Sampling, cand
     };
     candidates.clear();
     let ids = 0..weights_v.len() as u32;
-    candidates.extend(weights_v.iter().copied().zip(ids).filter(|&(weight, _)| weight >= floor));
+    candidates.extend(
+        weights_v
+            .iter()
+            .copied()
+            .zip(ids)
+            .filter(|&(weight, _)| weight >= floor),
+    );
     let mut total = total;
     if top_k < candidates.len() {
-        candidates.select_nth_unstable_by(top_k - 1, heavier_first);
+        candidates.select_nth_unstable_by(top_k - 1, |left, right| heavier_first(*left, *right));
         candidates.truncate(top_k);
     }
     if top_k < weights_v.len() {
@@ -164,7 +211,7 @@ fn filter(weights_v: &[f32], total: f64, top_k: usize, sampling: &Sampling, cand
 }
 
 /// Heavier weights first; of equal ones the lower id.
-fn heavier_first(left: &(f32, u32), right: &(f32, u32)) -> std::cmp::Ordering {
+fn heavier_first(left: (f32, u32), right: (f32, u32)) -> std::cmp::Ordering {
     right.0.total_cmp(&left.0).then(left.1.cmp(&right.1))
 }
 
@@ -172,7 +219,9 @@ fn floor_of_top_k(weights_v: &[f32], top_k: usize) -> f32 {
     let piece = (weights_v.len() / (top_k * 4)).clamp(1, BLOCK);
     let mut peaks: Vec<f32> = weights_v.chunks(piece).map(highest).collect();
     let kth = top_k.min(peaks.len()) - 1;
-    *peaks.select_nth_unstable_by(kth, |left, right| right.total_cmp(left)).1
+    *peaks
+        .select_nth_unstable_by(kth, |left, right| right.total_cmp(left))
+        .1
 }
 
 /// Brings the smallest set of heaviest candidates whose weight reaches `mass` to the front and returns its size.
@@ -181,8 +230,12 @@ fn nucleus(candidates: &mut [(f32, u32)], mass: f64) -> usize {
     let (mut low, mut high, mut kept) = (0, candidates.len(), 0.0);
     while low + 1 < high {
         let middle = usize::midpoint(low, high);
-        candidates[low..high].select_nth_unstable_by(middle - low, heavier_first);
-        let half: f64 = candidates[low..middle].iter().map(|&(weight, _)| f64::from(weight)).sum();
+        candidates[low..high]
+            .select_nth_unstable_by(middle - low, |left, right| heavier_first(*left, *right));
+        let half: f64 = candidates[low..middle]
+            .iter()
+            .map(|&(weight, _)| f64::from(weight))
+            .sum();
         if kept + half >= mass {
             high = middle;
         } else {
@@ -245,8 +298,12 @@ fn peak(logits_v: &[f32]) -> Result<f32> {
     let poisoned = poison.iter().sum::<f32>() + tail.iter().map(|value| value * 0.0).sum::<f32>();
     if logits_v.is_empty() || poisoned != 0.0 {
         let found = logits_v.iter().position(|value| !value.is_finite());
-        let what = found.map_or("no logits".to_owned(), |id| format!("{} for token {id}", logits_v[id]));
-        return Err(Error::Request(format!("the model's logits: expected finite numbers, found {what}")));
+        let what = found.map_or("no logits".to_owned(), |id| {
+            format!("{} for token {id}", logits_v[id])
+        });
+        return Err(Error::Request(format!(
+            "the model's logits: expected finite numbers, found {what}"
+        )));
     }
     Ok(highest(logits_v))
 }
@@ -307,7 +364,9 @@ fn sum(values: &[f32]) -> f64 {
 /// Names the random stream of one completion.
 fn stream(seed: u64, prompt_ids: &[u32], index: usize) -> u64 {
     let start = mix(mix(seed) ^ index as u64);
-    prompt_ids.iter().fold(start, |state, &id| mix(state ^ u64::from(id)))
+    prompt_ids
+        .iter()
+        .fold(start, |state, &id| mix(state ^ u64::from(id)))
 }
 
 /// A number in [0, 1): draw number `position` of a stream.
@@ -345,8 +404,10 @@ mod tests {
     /// The distribution by its definition, with a full sort, in f64.
     fn reference(logits_v: &[f32], sampling: &Sampling) -> Vec<f64> {
         let peak = f64::from(highest(logits_v));
-        let weights: Vec<f64> =
-            logits_v.iter().map(|&logit| ((f64::from(logit) - peak) / sampling.temperature).exp()).collect();
+        let weights: Vec<f64> = logits_v
+            .iter()
+            .map(|&logit| ((f64::from(logit) - peak) / sampling.temperature).exp())
+            .collect();
         let mut order: Vec<usize> = (0..weights.len()).collect();
         order.sort_by(|&left, &right| weights[right].total_cmp(&weights[left]).then(left.cmp(&right)));
         if sampling.top_k > 0 {
@@ -364,7 +425,9 @@ mod tests {
             probabilities[id] = weights[id];
         }
         let total: f64 = probabilities.iter().sum();
-        probabilities.iter_mut().for_each(|probability| *probability /= total);
+        for probability in &mut probabilities {
+            *probability /= total;
+        }
         probabilities
     }
 
@@ -382,24 +445,62 @@ mod tests {
     fn filters_keep_what_a_full_sort_keeps() {
         let base = Sampling::default();
         let cases = [
-            Sampling { top_k: 20, ..base.clone() },
-            Sampling { top_k: 1, ..base.clone() },
-            Sampling { top_k: 3000, top_p: 0.9, ..base.clone() },
-            Sampling { top_p: 0.95, ..base.clone() },
-            Sampling { top_p: 0.5, temperature: 0.7, ..base.clone() },
-            Sampling { top_p: 0.999, temperature: 3.0, ..base.clone() },
-            Sampling { min_p: 0.05, ..base.clone() },
-            Sampling { top_k: 20, top_p: 0.8, min_p: 0.02, temperature: 0.6, ..base.clone() },
+            Sampling {
+                top_k: 20,
+                ..base.clone()
+            },
+            Sampling {
+                top_k: 1,
+                ..base.clone()
+            },
+            Sampling {
+                top_k: 3000,
+                top_p: 0.9,
+                ..base.clone()
+            },
+            Sampling {
+                top_p: 0.95,
+                ..base.clone()
+            },
+            Sampling {
+                top_p: 0.5,
+                temperature: 0.7,
+                ..base.clone()
+            },
+            Sampling {
+                top_p: 0.999,
+                temperature: 3.0,
+                ..base.clone()
+            },
+            Sampling {
+                min_p: 0.05,
+                ..base.clone()
+            },
+            Sampling {
+                top_k: 20,
+                top_p: 0.8,
+                min_p: 0.02,
+                temperature: 0.6,
+                ..base.clone()
+            },
             Sampling { top_p: 1e-9, ..base },
         ];
         for (number, sampling) in cases.iter().enumerate() {
             let logits_v = logits(5003, number as u64);
             let expected = reference(&logits_v, sampling);
             let mut weights_v = Vec::new();
-            let total =
-                exponentials(&logits_v, highest(&logits_v), (1.0 / sampling.temperature) as f32, &mut weights_v);
+            let total = exponentials(
+                &logits_v,
+                highest(&logits_v),
+                (1.0 / sampling.temperature) as f32,
+                &mut weights_v,
+            );
             let mut candidates = Vec::new();
-            let top_k = if sampling.top_k == 0 { logits_v.len() } else { sampling.top_k };
+            let top_k = if sampling.top_k == 0 {
+                logits_v.len()
+            } else {
+                sampling.top_k
+            };
             filter(&weights_v, total, top_k, sampling, &mut candidates);
             let kept: Vec<usize> = candidates.iter().map(|&(_, id)| id as usize).collect();
             let due: Vec<usize> = (0..expected.len()).filter(|&id| expected[id] > 0.0).collect();
@@ -409,8 +510,13 @@ mod tests {
 
     #[test]
     fn equal_logits_are_cut_by_id() {
-        let sampling = Sampling { top_k: 3, ..Sampling::default() };
-        let drawn: BTreeSet<u32> = (0..200).map(|index| draw_one(&sampling, &[1.0; 50], index).id).collect();
+        let sampling = Sampling {
+            top_k: 3,
+            ..Sampling::default()
+        };
+        let drawn: BTreeSet<u32> = (0..200)
+            .map(|index| draw_one(&sampling, &[1.0; 50], index).id)
+            .collect();
         assert_eq!(drawn, BTreeSet::from([0, 1, 2]));
     }
 
@@ -419,8 +525,15 @@ mod tests {
         let logits_v = logits(40, 7);
         for sampling in [
             Sampling::default(),
-            Sampling { temperature: 0.5, ..Sampling::default() },
-            Sampling { top_p: 0.9, top_k: 30, ..Sampling::default() },
+            Sampling {
+                temperature: 0.5,
+                ..Sampling::default()
+            },
+            Sampling {
+                top_p: 0.9,
+                top_k: 30,
+                ..Sampling::default()
+            },
         ] {
             let expected = reference(&logits_v, &sampling);
             let draws = 40_000;
@@ -442,8 +555,13 @@ mod tests {
     fn log_probability_is_the_models_own() {
         let logits_v = logits(49_152, 3);
         let expected = reference(&logits_v, &Sampling::default());
-        let sampling =
-            Sampling { temperature: 0.6, top_k: 20, top_p: 0.95, presence_penalty: 1.0, ..Sampling::default() };
+        let sampling = Sampling {
+            temperature: 0.6,
+            top_k: 20,
+            top_p: 0.95,
+            presence_penalty: 1.0,
+            ..Sampling::default()
+        };
         for index in 0..50 {
             let draw = draw_one(&sampling, &logits_v, index);
             let off = f64::from(draw.log_probability) - expected[draw.id as usize].ln();
@@ -455,9 +573,19 @@ mod tests {
     fn streams_depend_on_seed_prompt_index_and_position_alone() {
         let logits_v = logits(1000, 1);
         let draw_many = |seed, ids: &[u32], index| -> Vec<u32> {
-            let mut sampler = Sampler::new(&Sampling { seed, ..Sampling::default() }, ids, index).unwrap();
+            let mut sampler = Sampler::new(
+                &Sampling {
+                    seed,
+                    ..Sampling::default()
+                },
+                ids,
+                index,
+            )
+            .unwrap();
             let mut scratch = Scratch::default();
-            (0..20).map(|_| sampler.draw(&logits_v, &mut scratch).unwrap().id).collect()
+            (0..20)
+                .map(|_| sampler.draw(&logits_v, &mut scratch).unwrap().id)
+                .collect()
         };
         let base = draw_many(5, &[1, 2], 0);
         assert_eq!(base, draw_many(5, &[1, 2], 0));
@@ -470,28 +598,44 @@ mod tests {
     #[test]
     fn rows_draw_as_they_would_alone() {
         let logits_n_v: Vec<f32> = (0..7).flat_map(|row| logits(301, row)).collect();
-        let sampling = Sampling { top_p: 0.9, ..Sampling::default() };
-        let samplers: Vec<Sampler> = (0..7).map(|index| Sampler::new(&sampling, &[9], index).unwrap()).collect();
+        let sampling = Sampling {
+            top_p: 0.9,
+            ..Sampling::default()
+        };
+        let samplers: Vec<Sampler> = (0..7)
+            .map(|index| Sampler::new(&sampling, &[9], index).unwrap())
+            .collect();
         let mut together = samplers.clone();
         let rows = together.iter_mut().enumerate().collect();
         let drawn = draw_rows(&logits_n_v, 301, rows).unwrap();
         for (row, mut sampler) in samplers.into_iter().enumerate() {
-            let alone = sampler.draw(&logits_n_v[row * 301..(row + 1) * 301], &mut Scratch::default()).unwrap();
+            let alone = sampler
+                .draw(&logits_n_v[row * 301..(row + 1) * 301], &mut Scratch::default())
+                .unwrap();
             assert_eq!(alone, drawn[row]);
         }
     }
 
     #[test]
     fn penalties_act_on_seen_tokens() {
-        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        };
         let mut scratch = Scratch::default();
         // Prompt token 1 leads; a repetition penalty of two halves it.
-        let repetition = Sampling { repetition_penalty: 2.0, ..greedy.clone() };
+        let repetition = Sampling {
+            repetition_penalty: 2.0,
+            ..greedy.clone()
+        };
         let mut sampler = Sampler::new(&repetition, &[1], 0).unwrap();
         assert_eq!(sampler.draw(&[0.5, 3.0, 2.0, -1.0], &mut scratch).unwrap().id, 2);
         assert_eq!(sampler.draw(&[1.2, 3.0, 2.0, -1.0], &mut scratch).unwrap().id, 1);
         // A presence penalty leaves the prompt alone and strikes what was said.
-        let presence = Sampling { presence_penalty: 1.5, ..greedy };
+        let presence = Sampling {
+            presence_penalty: 1.5,
+            ..greedy
+        };
         let mut sampler = Sampler::new(&presence, &[1], 0).unwrap();
         assert_eq!(sampler.draw(&[0.5, 3.0, 2.0], &mut scratch).unwrap().id, 1);
         assert_eq!(sampler.draw(&[0.5, 3.0, 2.0], &mut scratch).unwrap().id, 2);
@@ -504,7 +648,10 @@ mod tests {
             let mut logits_v = logits(100, 2);
             logits_v[37] = bad;
             let mut sampler = Sampler::new(&Sampling::default(), &[], 0).unwrap();
-            let error = sampler.draw(&logits_v, &mut Scratch::default()).unwrap_err().to_string();
+            let error = sampler
+                .draw(&logits_v, &mut Scratch::default())
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("token 37"), "{error}");
         }
     }

@@ -34,7 +34,9 @@ impl std::fmt::Debug for Scripted {
 impl Scripted {
     /// Whole completions, or errors, from the prompt, the completion's index and the sampling.
     pub fn new(answer: impl FnMut(&Prompt, usize, &Sampling) -> Result<Completion> + Send + 'static) -> Self {
-        Self { answer: Box::new(answer) }
+        Self {
+            answer: Box::new(answer),
+        }
     }
 
     /// Texts from the prompt and the completion's index; text before `</think>` is thinking. There are no token ids.
@@ -44,10 +46,19 @@ impl Scripted {
 }
 
 impl Generate for Scripted {
-    fn generate(&mut self, prompts: &[Prompt], count: usize, sampling: &Sampling) -> Result<Vec<Vec<Completion>>> {
+    fn generate(
+        &mut self,
+        prompts: &[Prompt],
+        count: usize,
+        sampling: &Sampling,
+    ) -> Result<Vec<Vec<Completion>>> {
         prompts
             .iter()
-            .map(|prompt| (0..count).map(|index| (self.answer)(prompt, index, sampling)).collect())
+            .map(|prompt| {
+                (0..count)
+                    .map(|index| (self.answer)(prompt, index, sampling))
+                    .collect()
+            })
             .collect()
     }
 }
@@ -55,19 +66,28 @@ impl Generate for Scripted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::{Message, Mode};
     use crate::Error;
+    use crate::chat::{Message, Mode};
 
     fn prompt(text: &str) -> Prompt {
-        Prompt { ids: vec![1], messages: vec![Message::user(text)], mode: Mode::Think }
+        Prompt {
+            ids: vec![1],
+            messages: vec![Message::user(text)],
+            mode: Mode::Think,
+        }
     }
 
     #[test]
     fn answers_come_in_order_and_thinking_apart() {
         let mut model = Scripted::texts(|prompt, index| {
-            format!("<think>\nhm {index}\n</think>\n\nre {}", prompt.messages[0].content)
+            format!(
+                "<think>\nhm {index}\n</think>\n\nre {}",
+                prompt.messages[0].content
+            )
         });
-        let answers = model.generate(&[prompt("a"), prompt("b")], 2, &Sampling::default()).unwrap();
+        let answers = model
+            .generate(&[prompt("a"), prompt("b")], 2, &Sampling::default())
+            .unwrap();
         assert_eq!(answers[1][0].content, "re b");
         assert_eq!(answers[1][1].thinking.as_deref(), Some("hm 1"));
     }
@@ -75,7 +95,11 @@ mod tests {
     #[test]
     fn errors_pass_through() {
         let mut model = Scripted::new(|_, index, _| {
-            if index == 1 { Err(Error::Request("no".into())) } else { Ok(Completion::from_text("", FinishReason::Stop)) }
+            if index == 1 {
+                Err(Error::Request("no".into()))
+            } else {
+                Ok(Completion::from_text("", FinishReason::Stop))
+            }
         });
         assert!(model.generate(&[prompt("a")], 1, &Sampling::default()).is_ok());
         assert!(model.generate(&[prompt("a")], 2, &Sampling::default()).is_err());
