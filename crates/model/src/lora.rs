@@ -39,6 +39,9 @@ pub struct Lora {
     pub alpha: f64,
     /// Which layers of each block have one: some of [`TARGETS`].
     pub targets: Vec<String>,
+    /// The blocks that have them; empty for all. Below the lowest of them nothing is differentiated, which makes
+    /// training on the upper blocks cheaper.
+    pub layers: Vec<usize>,
 }
 
 impl Lora {
@@ -62,9 +65,10 @@ impl Lora {
     }
 
     fn targets(&self, module: &str) -> bool {
-        self.targets
-            .iter()
-            .any(|target| module.rsplit('.').next() == Some(target))
+        let target = module.rsplit('.').next();
+        let layer = module.split('.').find_map(|part| part.parse::<usize>().ok());
+        self.targets.iter().any(|known| target == Some(known))
+            && (self.layers.is_empty() || layer.is_some_and(|layer| self.layers.contains(&layer)))
     }
 }
 
@@ -212,6 +216,7 @@ impl Decoder {
             "r": lora.rank,
             "target_modules": lora.targets,
             "task_type": "CAUSAL_LM",
+            "layers_to_transform": (!lora.layers.is_empty()).then_some(&lora.layers),
         });
         let path = folder.join("adapter_config.json");
         std::fs::write(&path, format!("{config:#}\n")).map_err(|source| Error::File { path, source })
@@ -219,7 +224,7 @@ impl Decoder {
 }
 
 /// Settings of peft that change the arithmetic in a way the decoder does not have, and the value that leaves it be.
-const REFUSED: [&str; 8] = [
+const REFUSED: [&str; 7] = [
     "use_rslora",
     "use_dora",
     "fan_in_fan_out",
@@ -227,7 +232,6 @@ const REFUSED: [&str; 8] = [
     "modules_to_save",
     "rank_pattern",
     "alpha_pattern",
-    "layers_to_transform",
 ];
 
 fn read_config(path: &Path) -> Result<Lora> {
@@ -273,5 +277,15 @@ fn read_config(path: &Path) -> Result<Lora> {
                 .collect()
         })
         .ok_or_else(|| wrong("target_modules", "a list of names"))?;
-    Ok(Lora { rank, alpha, targets })
+    let layers = match config.get("layers_to_transform") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(layers) => serde_json::from_value(layers.clone())
+            .map_err(|_| wrong("layers_to_transform", "a list of block numbers"))?,
+    };
+    Ok(Lora {
+        rank,
+        alpha,
+        targets,
+        layers,
+    })
 }

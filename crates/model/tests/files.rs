@@ -535,6 +535,7 @@ fn adapters_that_would_compute_otherwise_are_refused() -> Outcome {
         rank: 2,
         alpha: 4.0,
         targets,
+        layers: Vec::new(),
     };
     decoder.add_adapters(&lora, 3)?;
     decoder.save_adapters(folder.path(), "base")?;

@@ -340,6 +340,7 @@ fn adapted() -> Result<(Decoder, Vec<(String, Var)>), Box<dyn Error>> {
             rank: 4,
             alpha: 6.0,
             targets,
+            layers: Vec::new(),
         },
         7,
     )?;
@@ -358,6 +359,7 @@ fn fresh_adapters_change_nothing_and_only_they_train() -> Outcome {
             rank: 2,
             alpha: 4.0,
             targets: vec!["o_proj".into()],
+            layers: Vec::new(),
         },
         1,
     )?;

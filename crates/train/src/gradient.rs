@@ -135,7 +135,7 @@ mod tests {
     fn trainable(lora: bool) -> (Decoder, Vec<(String, Var)>) {
         let mut decoder = tiny_decoder(Family::Qwen3, true).unwrap();
         let parameters = if lora {
-            let lora = Lora { rank: 2, alpha: 4.0, targets: vec!["q_proj".into(), "down_proj".into()] };
+            let lora = Lora { rank: 2, alpha: 4.0, targets: vec!["q_proj".into(), "down_proj".into()], layers: vec![] };
             let parameters = decoder.add_adapters(&lora, 1).unwrap();
             // B is zero at first, and A would get no gradient.
             for (name, parameter) in &parameters {

@@ -374,12 +374,14 @@ pub struct Lora {
     pub alpha: f64,
     /// Modules that get adapters, by the last part of their names.
     pub targets: Vec<String>,
+    /// Blocks that get them; empty for all. The backward pass ends at the lowest.
+    pub layers: Vec<usize>,
 }
 
 impl Default for Lora {
     fn default() -> Self {
         let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-        Self { rank: 16, alpha: 32.0, targets: targets.map(String::from).to_vec() }
+        Self { rank: 16, alpha: 32.0, targets: targets.map(String::from).to_vec(), layers: Vec::new() }
     }
 }
 

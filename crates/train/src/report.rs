@@ -467,13 +467,12 @@ fn held_out(samples: &[Sample]) -> Vec<Pair<'_>> {
             .filter(move |sample| sample.phase.as_deref() == Some(phase))
     };
     let before: HashMap<&str, &Sample> = of("before").map(|sample| (sample.id.as_str(), sample)).collect();
-    let pair = |after| {
-        Some(Pair {
-            before: Some(*before.get(after.id.as_str())?),
-            after,
+    of("after")
+        .filter_map(|after| {
+            let before = before.get(after.id.as_str()).copied()?;
+            Some(Pair { before: Some(before), after })
         })
-    };
-    of("after").filter_map(pair).collect()
+        .collect()
 }
 
 /// The first sample of each prompt and mode, beside the first of the last step that drew it again.

@@ -89,8 +89,8 @@ impl Trainer {
         let mut decoder = Decoder::load(source, recipe.dtype.into(), device)?;
         let start = decoder.clone();
         let parameters = match &recipe.lora {
-            Some(crate::recipe::Lora { rank, alpha, targets }) => {
-                let lora = Lora { rank: *rank, alpha: *alpha, targets: targets.clone() };
+            Some(crate::recipe::Lora { rank, alpha, targets, layers }) => {
+                let lora = Lora { rank: *rank, alpha: *alpha, targets: targets.clone(), layers: layers.clone() };
                 decoder.add_adapters(&lora, recipe.seed)?
             }
             None => decoder.make_trainable()?,
