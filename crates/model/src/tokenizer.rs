@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
-use tokenizers::{AddedToken, AddedVocabulary};
+use tokenizers::{AddedToken, AddedVocabulary, Model};
 
 use crate::chat::{Message, Mode, Prompt};
 use crate::control::Controls;
@@ -90,11 +90,20 @@ impl Tokenizer {
         let mut guarded = full.clone();
         guarded.with_added_vocabulary(AddedVocabulary::new());
         guarded.add_tokens(&private.collect::<Vec<_>>());
-        let real_ids = names
+        let real_ids: HashMap<u32, u32> = names
             .iter()
             .zip(&added)
-            .filter_map(|(name, (id, _))| Some((guarded.token_to_id(name)?, *id)));
-        let real_ids = real_ids.collect();
+            .filter_map(|(name, (id, _))| Some((guarded.token_to_id(name)?, *id)))
+            .collect();
+        // New ids count on from the vocabulary's size; were one in use already, text could become a control token.
+        if let Some(id) = real_ids
+            .keys()
+            .find(|id| guarded.get_model().id_to_token(**id).is_some())
+        {
+            return Err(Error::Tokenizer(format!(
+                "expected ids without gaps, found token {id} beyond one"
+            )));
+        }
 
         let ends: BTreeSet<u32> = added
             .iter()
@@ -410,6 +419,21 @@ pub(crate) mod tests {
         );
         assert_eq!(ids_in(Some(&serde_json::json!([1, 2]))), [1, 2]);
         assert_eq!(ids_in(Some(&serde_json::json!(3))), [3]);
+    }
+
+    #[test]
+    fn ids_with_gaps_are_refused() {
+        let vocab = Vocab::from_iter([("a".to_owned(), 0), ("b".to_owned(), 2)]);
+        let mut full =
+            tokenizers::Tokenizer::new(BPE::builder().vocab_and_merges(vocab, vec![]).build().unwrap());
+        full.add_tokens(&[AddedToken::from("<x>", true)]);
+        let parts = Parts {
+            full,
+            end_ids: Vec::new(),
+            chat: None,
+        };
+        let error = Tokenizer::from_parts(parts).unwrap_err().to_string();
+        assert!(error.contains("without gaps, found token 2"), "{error}");
     }
 
     #[test]
