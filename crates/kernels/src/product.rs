@@ -123,7 +123,7 @@ fn multiply(x: &[f32], weight: &[f32], inner: usize, out: &mut [f32]) {
             weight,
             inner,
             out,
-        })
+        });
     });
 }
 

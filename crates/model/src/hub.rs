@@ -240,7 +240,7 @@ impl Hub {
                     step: step.clone(),
                     done,
                     total: file.size,
-                })
+                });
             });
             let found = found.map_err(|error| Failure::lasting(error, None))?;
             if found != *expected {
@@ -392,7 +392,7 @@ fn agent() -> Agent {
         .http_status_as_error(false)
         .redirect_auth_headers(RedirectAuthHeaders::SameHost)
         .timeout_connect(Some(Duration::from_secs(30)))
-        .timeout_per_read(Some(Duration::from_secs(60)))
+        .timeout_per_read(Some(Duration::from_mins(1)))
         .tls_config(
             TlsConfig::builder()
                 .root_certs(RootCerts::PlatformVerifier)
