@@ -487,7 +487,7 @@ mod tests {
         fn answer(&self, mut stream: TcpStream) {
             let mut lines = BufReader::new(stream.try_clone().unwrap())
                 .lines()
-                .map_while(|line| line.ok());
+                .map_while(std::result::Result::ok);
             let head: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
             self.requests.lock().unwrap().push(head.join("\n"));
             let path = head[0].split(' ').nth(1).unwrap_or_default().to_owned();

@@ -195,7 +195,7 @@ pub(crate) fn compute(
         conversations: conversations.len(),
     });
     let computed = features.of(conversations, &mut |done, total| {
-        on_progress(Progress::Features { done, total })
+        on_progress(Progress::Features { done, total });
     });
     let warn = |cause: &String| tracing::warn!("a row is left out: {cause}");
     computed
