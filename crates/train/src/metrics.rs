@@ -39,7 +39,7 @@ impl Replies {
     /// Measures the replies of some groups.
     pub fn measure<'a>(groups: impl Iterator<Item = &'a Group> + Clone) -> Self {
         let answers = || groups.clone().flat_map(|group| &group.answers);
-        let rewards: Vec<f64> = answers().filter_map(|answer| answer.reward()).collect();
+        let rewards: Vec<f64> = answers().filter_map(super::rollout::Answer::reward).collect();
         let lengths: Vec<f64> = answers().map(|answer| answer.completion.ids.len() as f64).collect();
         let surprises: Vec<f64> = answers()
             .flat_map(|answer| &answer.completion.log_probabilities)
@@ -52,9 +52,9 @@ impl Replies {
             reward_mean: some_mean(&rewards),
             reward_std: (rewards.len() > 1).then(|| deviation(&rewards)),
             safety_rate: share(answers().filter_map(|answer| answer.safe).collect()),
-            refusal_rate: share(answers().filter_map(|answer| answer.refusal()).collect()),
+            refusal_rate: share(answers().filter_map(super::rollout::Answer::refusal).collect()),
             helpfulness_mean: some_mean(
-                &answers().filter_map(|answer| answer.helpfulness()).collect::<Vec<f64>>(),
+                &answers().filter_map(super::rollout::Answer::helpfulness).collect::<Vec<f64>>(),
             ),
             unscorable: answers().filter(|answer| answer.reward().is_none()).count(),
             groups_kept: groups.clone().filter(|group| group.advantages.is_some()).count(),
