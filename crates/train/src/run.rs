@@ -244,7 +244,7 @@ impl Trainer {
         let (decoder, recipe) = (&self.decoder, &self.recipe);
         checkpoint::save(&self.folder.checkpoints(), recipe.checkpoint.keep, &state, &self.optimizer, |folder| {
             match &recipe.lora {
-                Some(_) => decoder.save_adapters(folder, &recipe.model)?,
+                Some(_) => decoder.save_adapters(folder, &base_name(&recipe.model))?,
                 None => decoder.save(folder, DType::F32)?,
             }
             Ok(self.tokenizer.save(folder)?)
@@ -309,6 +309,11 @@ impl Updates {
             ..Metrics::default()
         }
     }
+}
+
+/// A model's name as it is to stand in an adapter's file: a path means the same from any folder.
+fn base_name(model: &str) -> String {
+    std::fs::canonicalize(model).map_or_else(|_| model.to_owned(), |path| path.display().to_string())
 }
 
 /// Log-probabilities of a pack's tokens under the policy that sampled them. At temperature 1 they are the sampler's own,
