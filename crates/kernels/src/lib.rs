@@ -13,8 +13,13 @@
 //! | `swiglu.rs` | [`swiglu`] |
 //! | `attention.rs` | [`attend`]: causal attention over packed sequences that may share a prompt |
 //! | `paged.rs` | [`attend_paged`], [`write_slots`]: attention over the KV pool while generating |
-//! | `log_probability.rs` | [`log_probability`], [`entropy`]: the language-model head without whole logits |
+//! | `log_probability.rs` | [`log_probability`], [`entropy`], [`log_probability_and_entropy`]: the head without whole logits |
 //! | `adamw.rs` | [`AdamW`], [`gradient_norm`] |
+//!
+//! Three more files serve them: `lanes.rs` (loops for vector instructions), `matmul.rs` (products inside a task) and
+//! `slices.rs` (tensors as slices, work over threads). Results are the same bits on any number of threads, and on any
+//! instruction set outside the matrix products; `SAFERL_KERNELS=portable` in the environment keeps to the baseline
+//! one.
 //!
 //! Tensor names carry their shape: `hidden_t_d` has `t` rows (tokens) and `d` columns. The letters: `t` rows, `d`
 //! width, `h` query heads, `g` key/value heads (groups), `s` slots of the pool, `v` vocabulary, `i` inner width of
@@ -81,5 +86,110 @@ fn accumulator(dtype: DType) -> DType {
         DType::F64
     } else {
         DType::F32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::Arc;
+
+    use candle_core::{Result, Tensor};
+
+    use super::*;
+    use crate::fixtures::noise;
+
+    /// The bits of every operation's values and gradients, folded into one number.
+    fn digest() -> Result<u64> {
+        let (q, k, v) = (
+            noise(1, &[150, 4, 32]),
+            noise(2, &[150, 2, 32]),
+            noise(3, &[150, 2, 32]),
+        );
+        let (cos, sin, norm, head) = (
+            noise(4, &[150, 16]),
+            noise(5, &[150, 16]),
+            noise(6, &[128]),
+            noise(7, &[700, 128]),
+        );
+        let segments = [(0, 50, None), (50, 70, Some(0)), (120, 30, Some(0))]
+            .map(|(start, len, prefix)| Segment { start, len, prefix });
+        let mixed = attend(&rotate(&q, &cos, &sin)?, &k, &v, &segments)?.reshape((150, 128))?;
+        let hidden = rms_norm(&swiglu(&mixed, &q.reshape((150, 128))?)?, &norm, 1e-6)?;
+        let targets: Vec<u32> = (0..150).map(|n| n * 4).collect();
+        let (values, entropies) = log_probability_and_entropy(&hidden, &head, &targets, 0.8)?;
+        let gradients = values.sum_all()?.backward()?;
+
+        let slots: Arc<[u32]> = (0..150).rev().collect();
+        let rows: Vec<Context> = (1..=150)
+            .map(|len| Context {
+                slots: slots.clone(),
+                len,
+            })
+            .collect();
+        let mut tensors = vec![
+            values,
+            Tensor::new(entropies, q.device())?,
+            attend_paged(&q, &k, &v, &rows)?,
+        ];
+        for variable in [&q, &k, &v, &norm, &head] {
+            tensors.push(gradients.get(variable).expect("a gradient for every variable").clone());
+        }
+        let (first, second) = (noise(8, &[700, 128]), noise(9, &[700, 128]));
+        let second = candle_core::Var::from_tensor(&second.sqr()?.detach())?;
+        let adamw = AdamW {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+        };
+        adamw.update(&head, &tensors[tensors.len() - 1], &first, &second, 3, 0.5)?;
+        tensors.push(head.as_detached_tensor());
+
+        let mut digest = 0xcbf2_9ce4_8422_2325_u64; // FNV-1a
+        for value in tensors
+            .iter()
+            .map(|tensor| tensor.flatten_all()?.to_vec1::<f32>())
+            .collect::<Result<Vec<_>>>()?
+        {
+            for value in value {
+                assert!(value.is_finite());
+                digest = (digest ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        let norm = gradient_norm(&tensors.iter().collect::<Vec<_>>())?;
+        Ok((digest ^ norm.to_bits()).wrapping_mul(0x0100_0000_01b3))
+    }
+
+    /// Runs [`digest`] in processes of their own, since threads and instruction set are settled once a process.
+    #[test]
+    fn bits_do_not_depend_on_threads_or_instruction_set() -> Result<()> {
+        const MARK: &str = "SAFERL_KERNELS_TEST_CHILD";
+        if std::env::var_os(MARK).is_some() {
+            println!("digest {:016x}", digest()?);
+            return Ok(());
+        }
+        let child = |threads: &str, kernels: &str| {
+            let output = Command::new(std::env::current_exe()?)
+                .args([
+                    "tests::bits_do_not_depend_on_threads_or_instruction_set",
+                    "--exact",
+                    "--nocapture",
+                ])
+                .env(MARK, "1")
+                .env("RAYON_NUM_THREADS", threads)
+                .env("SAFERL_KERNELS", kernels)
+                .output()?;
+            let output = String::from_utf8_lossy(&output.stdout).into_owned();
+            let line = output
+                .lines()
+                .find_map(|line| line.split_once("digest ").map(|(_, digest)| digest.to_owned()));
+            Ok::<_, candle_core::Error>(line.unwrap_or_else(|| panic!("no digest in {output}")))
+        };
+        let expected = child("1", "")?;
+        assert_eq!(child("3", "")?, expected, "three threads");
+        assert_eq!(child("2", "portable")?, expected, "the baseline instruction set");
+        Ok(())
     }
 }

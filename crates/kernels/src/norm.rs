@@ -161,9 +161,11 @@ impl WithSimd for Backward<'_> {
         let rows = self.x.chunks_exact(width).zip(self.gradient.chunks_exact(width));
         for ((x, gradient), x_gradient) in rows.zip(self.x_gradient.chunks_exact_mut(width)) {
             let inverse = inverse_root(x, self.epsilon);
-            for n in 0..width {
-                x_gradient[n] = gradient[n] * self.weight[n];
-                self.weight_gradient[n] += gradient[n] * x[n] * inverse;
+            let inputs = x.iter().zip(gradient).zip(self.weight);
+            let outputs = x_gradient.iter_mut().zip(&mut *self.weight_gradient);
+            for (((x, gradient), weight), (x_gradient, weight_gradient)) in inputs.zip(outputs) {
+                *x_gradient = gradient * weight;
+                *weight_gradient += gradient * x * inverse;
             }
             let pull = lanes::dot(x_gradient, x) * inverse * inverse / width as f32;
             for (x_gradient, x) in x_gradient.iter_mut().zip(x) {
