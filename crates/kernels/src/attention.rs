@@ -301,9 +301,9 @@ impl Attention {
         let mut gathered = Gathered::default();
         gathered.gather(heads, group, k, v, self.keys(segment, segment.len));
         let mut gradients = Gradients {
-            q_n_r_d: vec![0.0; segment.len * heads.shared() * width],
-            k_m_d: vec![0.0; gathered.k_m_d.len()],
-            v_m_d: vec![0.0; gathered.v_m_d.len()],
+            q: vec![0.0; segment.len * heads.shared() * width],
+            k: vec![0.0; gathered.k_m_d.len()],
+            v: vec![0.0; gathered.v_m_d.len()],
         };
         let mut slopes = Vec::new();
         for first in (0..segment.len).step_by(ROWS) {
@@ -319,7 +319,7 @@ impl Attention {
                 let v_m_d = View::new(&gathered.v_m_d, keys, width, width);
                 let weights_n_m = View::new(&gathered.scores, rows, keys, keys);
                 multiply(
-                    &mut gradients.v_m_d,
+                    &mut gradients.v,
                     width,
                     weights_n_m.transposed(),
                     gradient_n_d,
@@ -337,7 +337,7 @@ impl Attention {
                 let slopes_n_m = View::new(&slopes, rows, keys, keys);
                 let q_n_d = heads.queries(q, head);
                 multiply(
-                    &mut gradients.k_m_d,
+                    &mut gradients.k,
                     width,
                     slopes_n_m.transposed(),
                     q_n_d,
@@ -345,7 +345,7 @@ impl Attention {
                     true,
                 );
                 let stride = heads.shared() * width;
-                let out = &mut gradients.q_n_r_d[first * stride + shared * width..];
+                let out = &mut gradients.q[first * stride + shared * width..];
                 multiply(out, stride, slopes_n_m, k_m_d, heads.scale(), false);
             }
         }
@@ -427,15 +427,8 @@ impl CustomOp3 for Attention {
         for (&(segment, group), part) in tasks.iter().zip(&parts) {
             let shared = heads.shared() * heads.width;
             let own = segment.start..segment.start + segment.len;
-            scatter(
-                q_sum,
-                &part.q_n_r_d,
-                shared,
-                own,
-                heads.query_row(),
-                group * shared,
-            );
-            for (sum, part) in [(&mut *k_sum, &part.k_m_d), (&mut *v_sum, &part.v_m_d)] {
+            scatter(q_sum, &part.q, shared, own, heads.query_row(), group * shared);
+            for (sum, part) in [(&mut *k_sum, &part.k), (&mut *v_sum, &part.v)] {
                 let keys = self.keys(segment, segment.len);
                 scatter(sum, part, heads.width, keys, heads.key_row(), group * heads.width);
             }
@@ -451,9 +444,12 @@ impl CustomOp3 for Attention {
 
 /// The gradients that one segment gives through one key/value head; `r` counts the query heads that share it.
 struct Gradients {
-    q_n_r_d: Vec<f32>,
-    k_m_d: Vec<f32>,
-    v_m_d: Vec<f32>,
+    /// `[n,r,d]`
+    q: Vec<f32>,
+    /// `[m,d]`
+    k: Vec<f32>,
+    /// `[m,d]`
+    v: Vec<f32>,
 }
 
 /// Adds piece `n` of `part` at `offset` in the `n`-th of `rows` of `sum`.

@@ -41,7 +41,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_6e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let fraction = p * r * r + r + 1.0;
     // The low bits of `shifted` hold n; moved into the exponent they are 2^n.
     let power = f32::from_bits(shifted.to_bits().wrapping_shl(23).wrapping_add(127 << 23));

@@ -284,33 +284,33 @@ impl Matrices<'_> {
 
     fn scan_stripe(self, range: Range<usize>, wanted: Wanted, tile: &mut Vec<f32>) -> Stripe {
         let (rows, width) = (self.hidden.len() / self.width, self.width);
+        let kept = if wanted.slopes { width } else { 0 };
         let mut stripe = Stripe {
             top_t: vec![f32::NEG_INFINITY; rows],
             sum_t: vec![0.0; rows],
             moment_t: vec![0.0; rows],
-            mean_t_d: vec![0.0; if wanted.slopes { rows * width } else { 0 }],
+            mean_t_d: vec![0.0; rows * kept],
             targets: Vec::new(),
         };
         self.tiles(range, |rows, tokens| {
             self.logits(rows.clone(), tokens.clone(), tile);
-            for row in rows.clone().filter(|_| wanted.targets.is_some()) {
-                let target = wanted.targets.map_or(0, |targets| targets[row] as usize);
+            for (row, &target) in rows
+                .clone()
+                .zip(wanted.targets.map_or(&[][..], |targets| &targets[rows.start..]))
+            {
+                let target = target as usize;
                 if tokens.contains(&target) {
                     let logit = tile[(row - rows.start) * tokens.len() + target - tokens.start];
                     stripe.targets.push((row, logit));
                 }
             }
-            let mean_t_d: &mut [f32] = match wanted.slopes {
-                true => &mut stripe.mean_t_d[rows.start * width..rows.end * width],
-                false => &mut [],
-            };
             lanes::run(Online {
                 tile,
                 tokens: tokens.len(),
                 top_t: &mut stripe.top_t[rows.clone()],
                 sum_t: &mut stripe.sum_t[rows.clone()],
                 moment_t: &mut stripe.moment_t[rows.clone()],
-                mean_t_d,
+                mean_t_d: &mut stripe.mean_t_d[rows.start * kept..rows.end * kept],
             });
             if wanted.slopes {
                 let exponents = View::new(tile, rows.len(), tokens.len(), tokens.len());
