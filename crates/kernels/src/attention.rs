@@ -12,7 +12,6 @@ use rayon::prelude::*;
 
 use crate::lanes;
 use crate::matmul::{View, multiply};
-use crate::product::arch;
 use crate::rows::Rows;
 use crate::slices::{fusible, read, slice};
 
@@ -216,7 +215,10 @@ impl Heads {
         let mut groups: Vec<Vec<&mut [f32]>> = vec![];
         groups.resize_with(self.groups, || Vec::with_capacity(count));
         for row in rows.chunks_exact_mut(self.query_row()) {
-            for (group, part) in groups.iter_mut().zip(row.chunks_exact_mut(self.shared() * self.width)) {
+            for (group, part) in groups
+                .iter_mut()
+                .zip(row.chunks_exact_mut(self.shared() * self.width))
+            {
                 group.push(part);
             }
         }
@@ -387,7 +389,7 @@ impl CustomOp3 for Attention {
         tasks
             .into_par_iter()
             .for_each_init(Vec::new, |weights, (places, seen, start, group, out)| {
-                arch().dispatch(Rows {
+                lanes::run(Rows {
                     heads,
                     group,
                     q: &q[start..start + out.len() * heads.query_row()],

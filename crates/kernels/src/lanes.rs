@@ -2,8 +2,8 @@
 //!
 //! A kernel is a struct that implements [`WithSimd`]; [`run`] compiles it once for every instruction set pulp knows
 //! and calls the best one. Whatever a kernel calls must be `#[inline(always)]`, or it is compiled for the baseline
-//! instruction set only. Sums keep [`LANES`] partial sums and add them in a fixed order, and nothing here uses fused
-//! multiply-add, so every instruction set gives the same bits.
+//! instruction set only. Sums here keep [`LANES`] partial sums and add them in a fixed order, and nothing here uses
+//! fused multiply-add, so every instruction set gives the same bits; those of `product.rs` and `rows.rs` round by it.
 
 use std::sync::OnceLock;
 

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::attention::{Heads, ROWS, attend_dense};
-use crate::product::arch;
+use crate::lanes;
 use crate::rows::Rows;
 use crate::slices::{distinct, fusible, read, slice, write};
 
@@ -203,13 +203,17 @@ impl CustomOp3 for Paged<'_> {
             let (block, behind) = rest.split_at_mut(run.len() * row);
             rest = behind;
             let outs = heads.by_group(block);
-            tasks.extend(outs.into_iter().enumerate().map(|(group, out)| (run.clone(), group, out)));
+            tasks.extend(
+                outs.into_iter()
+                    .enumerate()
+                    .map(|(group, out)| (run.clone(), group, out)),
+            );
         }
         tasks
             .into_par_iter()
             .for_each_init(Vec::new, |weights, (run, group, out)| {
                 let last = &self.rows[run.end - 1];
-                arch().dispatch(Rows {
+                lanes::run(Rows {
                     heads,
                     group,
                     q: &q[run.start * row..run.end * row],
@@ -268,8 +272,16 @@ mod tests {
                 assert_close(&part, &whole.narrow(0, start, len)?, 0.0);
             }
             let in_order = |pool: &Tensor| pool.index_select(&Tensor::new(&slots[..], pool.device())?, 0);
-            let segments = [Segment { start: 0, len: 90, prefix: None }];
-            assert_close(&attend(&q, &in_order(&k)?, &in_order(&v)?, &segments)?, &whole, 0.0);
+            let segments = [Segment {
+                start: 0,
+                len: 90,
+                prefix: None,
+            }];
+            assert_close(
+                &attend(&q, &in_order(&k)?, &in_order(&v)?, &segments)?,
+                &whole,
+                0.0,
+            );
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! The product of every linear layer: rows of activations by rows of a weight.
 
-use std::sync::OnceLock;
-
-use candle_core::{CpuStorage, CustomOp2, DType, Error, Layout, Result, Shape, Tensor, bail};
-use pulp::{Arch, Simd, WithSimd};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+
+use crate::lanes;
+use crate::slices::{fusible, slice};
 
 /// Rows of the weight and rows of activations whose products are summed at once: 12 sums, 3 + 1 operands, which is all
 /// of AVX2's 16 registers.
@@ -22,10 +23,7 @@ const ROW_BLOCK: usize = 48;
 /// # Errors
 /// When the shapes do not fit.
 pub fn product(x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<Tensor> {
-    let fusible = [x_t_k, weight_n_k]
-        .iter()
-        .all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32);
-    if !fusible {
+    if !fusible(&[x_t_k, weight_n_k]) {
         return product_composed(x_t_k, weight_n_k);
     }
     let ((rows, inner), (_, weight_inner)) = (x_t_k.dims2()?, weight_n_k.dims2()?);
@@ -94,16 +92,8 @@ impl CustomOp2 for Product {
     }
 }
 
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let (start, end) = layout
-        .contiguous_offsets()
-        .ok_or_else(|| Error::RequiresContiguous { op: "product" }.bt())?;
-    Ok(&storage.as_slice::<f32>()?[start..end])
-}
-
 /// `out = x W^T` for `x` with rows of `inner` elements, in parallel over panels of columns.
 fn multiply(x: &[f32], weight: &[f32], inner: usize, out: &mut [f32]) {
-    let arch = arch();
     let (rows, columns) = (x.len() / inner, weight.len() / inner);
     let width = columns
         .div_ceil(4 * rayon::current_num_threads())
@@ -118,7 +108,7 @@ fn multiply(x: &[f32], weight: &[f32], inner: usize, out: &mut [f32]) {
     }
     let weights = weight.par_chunks(width * inner);
     panels.into_par_iter().zip(weights).for_each(|(out, weight)| {
-        arch.dispatch(Panel {
+        lanes::run(Panel {
             x,
             weight,
             inner,
@@ -222,12 +212,13 @@ pub(crate) fn dots<S: Simd, const R: usize, const C: usize>(
     for c in 0..C {
         right_vectors[c] = &S::as_simd_f32s(right[c]).0[..vectors];
     }
+    // Fused where the instruction set fuses; elsewhere a call for each element would cost more than its rounding.
     let mut sums = [[simd.splat_f32s(0.0); C]; R];
     for k in 0..vectors {
         for c in 0..C {
             let vector = right_vectors[c][k];
             for r in 0..R {
-                sums[r][c] = simd.mul_add_f32s(left_vectors[r][k], vector, sums[r][c]);
+                sums[r][c] = simd.mul_add_e_f32s(left_vectors[r][k], vector, sums[r][c]);
             }
         }
     }
@@ -243,15 +234,9 @@ pub(crate) fn dots<S: Simd, const R: usize, const C: usize>(
     totals
 }
 
-/// The instruction set of the matrix products: always the best there is, as they round by it.
-pub(crate) fn arch() -> Arch {
-    static ARCH: OnceLock<Arch> = OnceLock::new();
-    *ARCH.get_or_init(Arch::new)
-}
-
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     use super::*;
 

@@ -60,7 +60,11 @@ impl WithSimd for Rows<'_> {
         for (row, out) in self.out.into_iter().enumerate() {
             let q = &self.q[row * self.heads.query_row() + self.group * shared * width..][..shared * width];
             for (q, out) in q.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-                queries.push(Query { q, out, seen: self.places.len() + row + 1 - rows });
+                queries.push(Query {
+                    q,
+                    out,
+                    seen: self.places.len() + row + 1 - rows,
+                });
             }
         }
         for queries in queries.chunks_mut(QUERIES) {
@@ -137,7 +141,10 @@ fn attend<S: Simd, const R: usize>(
     }
     for column in vectors * S::F32_LANES..keys.width {
         for (query, weights) in queries.iter_mut().zip(weights.chunks_exact(count)) {
-            let products = weights.iter().enumerate().map(|(key, weight)| weight * keys.value(key)[column]);
+            let products = weights
+                .iter()
+                .enumerate()
+                .map(|(key, weight)| weight * keys.value(key)[column]);
             query.out[column] = products.sum();
         }
     }
@@ -187,7 +194,7 @@ fn sum_values<S: Simd, const R: usize, const C: usize>(
         for r in 0..R {
             let weight = simd.splat_f32s(rows[r][key]);
             for c in 0..C {
-                sums[r][c] = simd.mul_add_f32s(weight, values[c], sums[r][c]);
+                sums[r][c] = simd.mul_add_e_f32s(weight, values[c], sums[r][c]);
             }
         }
     }
