@@ -114,8 +114,11 @@ struct PromptTokens {
 /// Replies to one prompt that go through one pass together.
 struct Group<'a> {
     prompt: &'a PromptTokens,
-    members: Vec<(Key, Option<&'a [u32]>)>,
+    members: Vec<Member<'a>>,
 }
+
+/// The reply of one conversation, where there is one, and the key of its features.
+type Member<'a> = (Key, Option<&'a [u32]>);
 
 impl Features {
     /// Features of `decoder` at the places that `layout` names.
@@ -433,7 +436,7 @@ impl Group<'_> {
 /// Packs what is wanted into passes of about [`BATCH_ROWS`] rows, the replies of one prompt together, nothing twice.
 fn batches<'a>(wanted: &'a [(&'a Tokens, Key)]) -> Vec<Vec<Group<'a>>> {
     let mut order: Vec<&PromptTokens> = Vec::new();
-    let mut members: HashMap<&PromptTokens, Vec<(Key, Option<&[u32]>)>> = HashMap::new();
+    let mut members: HashMap<&PromptTokens, Vec<Member<'_>>> = HashMap::new();
     let mut seen = HashSet::new();
     for (tokens, key) in wanted {
         if seen.insert(*key) {

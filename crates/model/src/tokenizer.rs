@@ -231,12 +231,19 @@ impl Tokenizer {
         let mut config = Map::from_iter([("tokenizer_class".into(), Json::from("PreTrainedTokenizerFast"))]);
         let mut files = vec![
             ("tokenizer.json", self.full.to_string(true).map_err(cause)?),
-            ("generation_config.json", format!("{:#}\n", serde_json::json!({ "eos_token_id": self.end_ids }))),
+            (
+                "generation_config.json",
+                format!("{:#}\n", serde_json::json!({ "eos_token_id": self.end_ids })),
+            ),
         ];
         if let Some(chat) = &self.chat {
             config.extend(chat.special_tokens.clone());
             files.push(("chat_template.jinja", chat.source.clone()));
-            files.extend(chat.tool_source.clone().map(|text| ("additional_chat_templates/tool_use.jinja", text)));
+            files.extend(
+                chat.tool_source
+                    .clone()
+                    .map(|text| ("additional_chat_templates/tool_use.jinja", text)),
+            );
         }
         files.push(("tokenizer_config.json", format!("{:#}\n", Json::Object(config))));
         for (name, text) in files {

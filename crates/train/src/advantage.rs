@@ -22,12 +22,21 @@ pub fn advantages(rewards: &[Option<f64>]) -> Option<Vec<Option<f64>>> {
     }
     let mean = mean(&scored);
     let deviation = deviation(&scored);
-    Some(rewards.iter().map(|reward| reward.map(|reward| (reward - mean) / (deviation + EPSILON))).collect())
+    Some(
+        rewards
+            .iter()
+            .map(|reward| reward.map(|reward| (reward - mean) / (deviation + EPSILON)))
+            .collect(),
+    )
 }
 
 /// The arithmetic mean; zero of nothing.
 pub fn mean(values: &[f64]) -> f64 {
-    if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
+    if values.is_empty() {
+        0.0
+    } else {
+        values.iter().sum::<f64>() / values.len() as f64
+    }
 }
 
 /// The standard deviation with n - 1; zero of fewer than two values.
@@ -49,7 +58,9 @@ mod tests {
         let rewards = [3.0, -10.0, 0.5, 0.5, 7.0].map(Some);
         let advantages: Vec<f64> = advantages(&rewards).unwrap().into_iter().flatten().collect();
         assert!(advantages.iter().sum::<f64>().abs() < 1e-12);
-        assert!(advantages[4] > advantages[0] && advantages[0] > advantages[2] && advantages[2] > advantages[1]);
+        assert!(
+            advantages[4] > advantages[0] && advantages[0] > advantages[2] && advantages[2] > advantages[1]
+        );
         assert_eq!(advantages[2], advantages[3]);
     }
 

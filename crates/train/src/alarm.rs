@@ -36,7 +36,12 @@ pub struct Alarm {
 
 impl Alarm {
     /// Looks at a step; says what has gone on for `patience` steps, each sign once until it goes away.
-    pub fn watch(&mut self, recipe: &AlarmRecipe, replies: &Replies, groups: &[Group]) -> Vec<(Sign, String)> {
+    pub fn watch(
+        &mut self,
+        recipe: &AlarmRecipe,
+        replies: &Replies,
+        groups: &[Group],
+    ) -> Vec<(Sign, String)> {
         let length = replies.mean_length.unwrap_or_default();
         if self.first_lengths.len() < FIRST_STEPS {
             self.first_lengths.push(length);
@@ -45,7 +50,11 @@ impl Alarm {
         let refusal = replies.refusal_rate.unwrap_or_default();
         let (opening, share) = shared_opening(groups);
         let signs = [
-            (Sign::Refusal, refusal > recipe.refusal, format!("{:.0}% of the replies refuse", refusal * 100.0)),
+            (
+                Sign::Refusal,
+                refusal > recipe.refusal,
+                format!("{:.0}% of the replies refuse", refusal * 100.0),
+            ),
             (
                 Sign::SharedOpening,
                 share > recipe.shared_opening,
@@ -76,7 +85,12 @@ pub fn shared_opening(groups: &[Group]) -> (String, f64) {
     let mut total = 0;
     for group in groups {
         for answer in &group.answers {
-            let words: Vec<&str> = answer.completion.content.split_whitespace().take(OPENING_WORDS).collect();
+            let words: Vec<&str> = answer
+                .completion
+                .content
+                .split_whitespace()
+                .take(OPENING_WORDS)
+                .collect();
             let entry = openings.entry(words.join(" ")).or_default();
             entry.0 += 1;
             entry.1.insert(&group.row.id);
@@ -85,7 +99,9 @@ pub fn shared_opening(groups: &[Group]) -> (String, f64) {
     }
     let shared = openings.into_iter().filter(|(_, (_, prompts))| prompts.len() > 1);
     let largest = shared.max_by_key(|(_, (count, _))| *count);
-    largest.map_or_else(Default::default, |(opening, (count, _))| (opening, count as f64 / f64::from(total)))
+    largest.map_or_else(Default::default, |(opening, (count, _))| {
+        (opening, count as f64 / f64::from(total))
+    })
 }
 
 #[cfg(test)]
@@ -106,31 +122,66 @@ mod tests {
 
     #[test]
     fn an_opening_counts_over_prompts_not_within_one() {
-        let alike = named("a", &["Baking bread is a complex topic x", "Baking bread is a complex topic y"]);
+        let alike = named(
+            "a",
+            &[
+                "Baking bread is a complex topic x",
+                "Baking bread is a complex topic y",
+            ],
+        );
         assert_eq!(shared_opening(&[alike]).1, 0.0);
-        let both = [named("a", &["It is a complex topic that", "No"]), named("b", &["It is a complex topic", "Yes"])];
+        let both = [
+            named("a", &["It is a complex topic that", "No"]),
+            named("b", &["It is a complex topic", "Yes"]),
+        ];
         assert_eq!(shared_opening(&both), ("It is a complex topic".into(), 0.5));
     }
 
     #[test]
     fn it_sounds_after_patience_and_once() {
-        let recipe = AlarmRecipe { refusal: 0.5, patience: 2, ..AlarmRecipe::default() };
-        let replies = |rate| Replies { refusal_rate: Some(rate), mean_length: Some(10.0), ..Replies::default() };
+        let recipe = AlarmRecipe {
+            refusal: 0.5,
+            patience: 2,
+            ..AlarmRecipe::default()
+        };
+        let replies = |rate| Replies {
+            refusal_rate: Some(rate),
+            mean_length: Some(10.0),
+            ..Replies::default()
+        };
         let mut alarm = Alarm::default();
         let mut sounds = |rate| alarm.watch(&recipe, &replies(rate), &[]).len();
-        let heard: Vec<usize> = [0.6, 0.4, 0.6, 0.6, 0.6, 0.1, 0.9, 0.9].into_iter().map(&mut sounds).collect();
+        let heard: Vec<usize> = [0.6, 0.4, 0.6, 0.6, 0.6, 0.1, 0.9, 0.9]
+            .into_iter()
+            .map(&mut sounds)
+            .collect();
         assert_eq!(heard, [0, 0, 0, 1, 0, 0, 0, 1]);
     }
 
     #[test]
     fn length_is_held_against_the_first_steps() {
-        let recipe = AlarmRecipe { length_growth: 2.0, patience: 1, ..AlarmRecipe::default() };
+        let recipe = AlarmRecipe {
+            length_growth: 2.0,
+            patience: 1,
+            ..AlarmRecipe::default()
+        };
         let mut alarm = Alarm::default();
         let mut sounds = |length| {
-            let replies = Replies { mean_length: Some(length), ..Replies::default() };
-            alarm.watch(&recipe, &replies, &[]).iter().map(|(sign, _)| *sign).collect::<Vec<_>>()
+            let replies = Replies {
+                mean_length: Some(length),
+                ..Replies::default()
+            };
+            alarm
+                .watch(&recipe, &replies, &[])
+                .iter()
+                .map(|(sign, _)| *sign)
+                .collect::<Vec<_>>()
         };
-        assert!([10.0, 11.0, 12.0, 20.0].into_iter().all(|length| sounds(length).is_empty()));
+        assert!(
+            [10.0, 11.0, 12.0, 20.0]
+                .into_iter()
+                .all(|length| sounds(length).is_empty())
+        );
         assert_eq!(sounds(23.0), [Sign::Length]);
     }
 }

@@ -72,7 +72,11 @@ pub fn save(
     remove(&whole)?;
     fs::rename(&partial, &whole).map_err(|source| Error::file(&whole, source))?;
     synchronize(folder)?;
-    let older = steps(folder)?.into_iter().rev().filter(|(step, _)| *step < state.step).skip(keep.saturating_sub(1));
+    let older = steps(folder)?
+        .into_iter()
+        .rev()
+        .filter(|(step, _)| *step < state.step)
+        .skip(keep.saturating_sub(1));
     for (_, old) in older {
         remove(&old)?;
     }
@@ -94,12 +98,19 @@ fn write(
     let mut sha256 = BTreeMap::new();
     for path in files(partial)? {
         synchronize(&path)?;
-        let name = path.strip_prefix(partial).unwrap_or(&path).to_string_lossy().replace('\\', "/");
+        let name = path
+            .strip_prefix(partial)
+            .unwrap_or(&path)
+            .to_string_lossy()
+            .replace('\\', "/");
         sha256.insert(name, hash_file(&path)?);
     }
     let path = partial.join(STATE);
-    let sealed = serde_json::to_vec_pretty(&Sealed { state: state.clone(), sha256 })
-        .map_err(|error| Error::file(&path, error.into()))?;
+    let sealed = serde_json::to_vec_pretty(&Sealed {
+        state: state.clone(),
+        sha256,
+    })
+    .map_err(|error| Error::file(&path, error.into()))?;
     fs::write(&path, sealed).map_err(|source| Error::file(&path, source))?;
     for path in [&path, &trainer, partial] {
         synchronize(path)?;
@@ -123,8 +134,12 @@ pub fn latest(folder: &Path, warn: &mut dyn FnMut(String)) -> Result<Option<(Pat
 /// # Errors
 /// [`Error::Checkpoint`] with the first file that is missing or different.
 pub fn verify(checkpoint: &Path) -> Result<State> {
-    let torn = |what: String| Error::Checkpoint { path: checkpoint.into(), what };
-    let text = fs::read_to_string(checkpoint.join(STATE)).map_err(|error| torn(format!("{STATE}: {error}")))?;
+    let torn = |what: String| Error::Checkpoint {
+        path: checkpoint.into(),
+        what,
+    };
+    let text =
+        fs::read_to_string(checkpoint.join(STATE)).map_err(|error| torn(format!("{STATE}: {error}")))?;
     let sealed: Sealed = serde_json::from_str(&text).map_err(|error| torn(format!("{STATE}: {error}")))?;
     for (name, expected) in &sealed.sha256 {
         let found = hash_file(&checkpoint.join(name)).map_err(|error| torn(error.to_string()))?;
@@ -140,10 +155,19 @@ pub fn verify(checkpoint: &Path) -> Result<State> {
 /// # Errors
 /// A tensor that is missing or misshapen: the checkpoint belongs to another recipe.
 pub fn restore(checkpoint: &Path, state: &State, optimizer: &mut Optimizer, device: &Device) -> Result<()> {
-    let broken = |what: String| Error::Checkpoint { path: checkpoint.into(), what };
+    let broken = |what: String| Error::Checkpoint {
+        path: checkpoint.into(),
+        what,
+    };
     let mut weights = HashMap::new();
-    for path in files(checkpoint)?.iter().filter(|path| path.parent() == Some(checkpoint)) {
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
+    for path in files(checkpoint)?
+        .iter()
+        .filter(|path| path.parent() == Some(checkpoint))
+    {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "safetensors")
+        {
             weights.extend(candle_core::safetensors::load(path, device)?);
         }
     }
@@ -155,7 +179,9 @@ pub fn restore(checkpoint: &Path, state: &State, optimizer: &mut Optimizer, devi
 }
 
 fn set(parameter: &Var, name: &str, weights: &HashMap<String, Tensor>) -> std::result::Result<(), String> {
-    let weight = weights.get(name).ok_or_else(|| format!("tensor {name}: expected it, found none"))?;
+    let weight = weights
+        .get(name)
+        .ok_or_else(|| format!("tensor {name}: expected it, found none"))?;
     if weight.shape() != parameter.shape() || weight.dtype() != parameter.dtype() {
         let (shape, dtype) = (parameter.shape(), parameter.dtype());
         return Err(format!(
@@ -164,7 +190,9 @@ fn set(parameter: &Var, name: &str, weights: &HashMap<String, Tensor>) -> std::r
             weight.shape()
         ));
     }
-    parameter.set(weight).map_err(|error| format!("tensor {name}: {error}"))
+    parameter
+        .set(weight)
+        .map_err(|error| format!("tensor {name}: {error}"))
 }
 
 /// The checkpoints in a folder with their steps, oldest first.
@@ -177,7 +205,10 @@ fn steps(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let mut steps = Vec::new();
     for entry in entries {
         let path = entry.map_err(|source| Error::file(folder, source))?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         if let Some(step) = name.strip_prefix("step-").and_then(|step| step.parse().ok()) {
             steps.push((step, path));
         }
@@ -191,7 +222,11 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(|source| Error::file(folder, source))? {
         let path = entry.map_err(|source| Error::file(folder, source))?.path();
-        if path.is_dir() { found.extend(files(&path)?) } else { found.push(path) }
+        if path.is_dir() {
+            found.extend(files(&path)?)
+        } else {
+            found.push(path)
+        }
     }
     found.sort();
     Ok(found)
@@ -202,12 +237,18 @@ pub fn hash_file(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(|source| Error::file(path, source))?;
     let mut hasher = Sha256::new();
     io::copy(&mut file, &mut hasher).map_err(|source| Error::file(path, source))?;
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 /// Waits until a file or folder is on the disk.
 fn synchronize(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|source| Error::file(path, source))
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| Error::file(path, source))
 }
 
 fn remove(folder: &Path) -> Result<()> {
@@ -227,14 +268,23 @@ mod tests {
     }
 
     fn state(step: usize) -> State {
-        State { step, seed: 1, updates: step * 4, cursor: Cursor::default(), alarm: Alarm::default() }
+        State {
+            step,
+            seed: 1,
+            updates: step * 4,
+            cursor: Cursor::default(),
+            alarm: Alarm::default(),
+        }
     }
 
     fn save_at(folder: &Path, step: usize, values: &[f32]) -> Result<PathBuf> {
         let optimizer = optimizer(values);
         let weights = HashMap::from([("w".to_string(), optimizer.parameters()[0].1.as_detached_tensor())]);
         save(folder, 2, &state(step), &optimizer, |folder| {
-            Ok(candle_core::safetensors::save(&weights, folder.join("model.safetensors"))?)
+            Ok(candle_core::safetensors::save(
+                &weights,
+                folder.join("model.safetensors"),
+            )?)
         })
     }
 
@@ -252,9 +302,15 @@ mod tests {
             save_at(folder.path(), step, &[step as f32, 1.0]).unwrap();
         }
         save_at(folder.path(), 12, &[12.0, 1.0]).unwrap();
-        let names: Vec<usize> = steps(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+        let names: Vec<usize> = steps(folder.path())
+            .unwrap()
+            .into_iter()
+            .map(|(step, _)| step)
+            .collect();
         assert_eq!(names, [10, 12]);
-        let (path, state) = latest(folder.path(), &mut |warning| panic!("{warning}")).unwrap().unwrap();
+        let (path, state) = latest(folder.path(), &mut |warning| panic!("{warning}"))
+            .unwrap()
+            .unwrap();
         let mut restored = optimizer(&[0.0, 0.0]);
         restore(&path, &state, &mut restored, &Device::Cpu).unwrap();
         assert_eq!(restored.parameters()[0].1.to_vec1::<f32>().unwrap(), [12.0, 1.0]);
@@ -274,7 +330,10 @@ mod tests {
             fs::write(&model, bytes).unwrap();
             let (step, warnings) = newest(folder.path());
             assert_eq!(step, Some(1));
-            assert!(warnings[0].contains("step-2") && warnings[0].contains("model.safetensors"), "{warnings:?}");
+            assert!(
+                warnings[0].contains("step-2") && warnings[0].contains("model.safetensors"),
+                "{warnings:?}"
+            );
         }
         fs::write(&model, &whole).unwrap();
         assert_eq!(newest(folder.path()), (Some(2), vec![]));
@@ -297,7 +356,9 @@ mod tests {
     fn a_checkpoint_of_another_model_names_the_tensor() {
         let folder = tempfile::tempdir().unwrap();
         let path = save_at(folder.path(), 1, &[1.0]).unwrap();
-        let error = restore(&path, &state(1), &mut optimizer(&[1.0, 2.0]), &Device::Cpu).unwrap_err().to_string();
+        let error = restore(&path, &state(1), &mut optimizer(&[1.0, 2.0]), &Device::Cpu)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("tensor w") && error.contains("[2]"), "{error}");
     }
 }

@@ -73,7 +73,9 @@ pub enum Error {
         value: f64,
     },
     /// Too many completions could not be scored, also after waiting.
-    #[error("step {step}: {unscorable} of {total} completions could not be scored after {attempts} attempts: {cause}")]
+    #[error(
+        "step {step}: {unscorable} of {total} completions could not be scored after {attempts} attempts: {cause}"
+    )]
     Unscorable {
         /// The step, counted from 1.
         step: usize,
@@ -116,7 +118,10 @@ pub enum Error {
 impl Error {
     /// A failure of the file system at `path`.
     pub fn file(path: &Path, source: std::io::Error) -> Self {
-        Self::File { path: path.to_path_buf(), source }
+        Self::File {
+            path: path.to_path_buf(),
+            source,
+        }
     }
 
     /// The cure, where one is known; the edge prints it after `hint:`.
@@ -125,7 +130,9 @@ impl Error {
             Self::Run { hint, .. } => Some(hint),
             Self::Model(error) => error.hint(),
             Self::Unscorable { .. } => Some("check the judge, then continue with --resume"),
-            Self::NotFinite { .. } => Some("lower optimizer.learning_rate or update.gradient_clip, then --resume"),
+            Self::NotFinite { .. } => {
+                Some("lower optimizer.learning_rate or update.gradient_clip, then --resume")
+            }
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 Some("free some space or lower checkpoint.keep, then continue with --resume")
             }

@@ -70,16 +70,23 @@ pub fn filter(
 ) -> Result<Progress> {
     let failed = |source| Error::file(output, source);
     let mut file = BufWriter::new(File::create(output).map_err(failed)?);
-    let mut progress = Progress { prompts: rows.len(), ..Progress::default() };
+    let mut progress = Progress {
+        prompts: rows.len(),
+        ..Progress::default()
+    };
     for (batch, rows) in rows.chunks(recipe.filter.batch).enumerate() {
         let questions = render(recipe, tokenizer, &rows.iter().collect::<Vec<_>>())?;
         let sampling = recipe.rollout.sampling(recipe.seed);
         let completions = sample(policy, &questions, recipe.filter.completions, &sampling)?;
         let groups = judge_all(recipe, judge, batch + 1, questions, completions)?;
         for groups in groups.chunks(recipe.modes.len()) {
-            let kept = Kept { row: groups[0].row.clone(), answers: count(groups) };
-            let (safe, judged) =
-                kept.answers.values().fold((0, 0), |(safe, judged), count| (safe + count.safe, judged + count.judged));
+            let kept = Kept {
+                row: groups[0].row.clone(),
+                answers: count(groups),
+            };
+            let (safe, judged) = kept.answers.values().fold((0, 0), |(safe, judged), count| {
+                (safe + count.safe, judged + count.judged)
+            });
             progress.done += 1;
             match safe {
                 0 => progress.all_unsafe += 1,

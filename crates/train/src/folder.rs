@@ -61,7 +61,11 @@ impl RunFolder {
     /// a key that changes the numbers.
     pub fn open(recipe: &Recipe, source: &Source, resume: bool, step: usize) -> Result<Self> {
         let path = recipe.folder();
-        let wrong = |what: String, hint: &str| Error::Run { path: path.clone(), what, hint: hint.into() };
+        let wrong = |what: String, hint: &str| Error::Run {
+            path: path.clone(),
+            what,
+            hint: hint.into(),
+        };
         let written = path.join("recipe.toml");
         if written.exists() {
             if !resume {
@@ -71,7 +75,10 @@ impl RunFolder {
             let started = Recipe::load(&written, &[])?;
             if let Some(difference) = recipe.difference(&started)? {
                 let what = format!("the run was started with another recipe: {difference}");
-                return Err(wrong(what, "resume with the recipe as it was, or name another run with --set run=NAME"));
+                return Err(wrong(
+                    what,
+                    "resume with the recipe as it was, or name another run with --set run=NAME",
+                ));
             }
         }
         let checkpoints = path.join("checkpoints");
@@ -102,11 +109,19 @@ impl RunFolder {
     pub fn record(&mut self, metrics: &Metrics, groups: &[Group], alarms: &[(Sign, String)]) -> Result<()> {
         let step = metrics.step;
         for group in groups {
-            group.samples(step).try_for_each(|sample| self.samples.write(&sample))?;
-            group.judgements(step).try_for_each(|judgement| self.verdicts.write(&judgement))?;
+            group
+                .samples(step)
+                .try_for_each(|sample| self.samples.write(&sample))?;
+            group
+                .judgements(step)
+                .try_for_each(|judgement| self.verdicts.write(&judgement))?;
         }
         for (sign, text) in alarms {
-            self.alarms.write(&AlarmLine { step, sign: *sign, text })?;
+            self.alarms.write(&AlarmLine {
+                step,
+                sign: *sign,
+                text,
+            })?;
         }
         self.metrics.write(metrics)?;
         self.journals().into_iter().try_for_each(Journal::flush)
@@ -118,14 +133,21 @@ impl RunFolder {
     }
 
     fn journals(&mut self) -> [&mut Journal; 4] {
-        [&mut self.samples, &mut self.verdicts, &mut self.alarms, &mut self.metrics]
+        [
+            &mut self.samples,
+            &mut self.verdicts,
+            &mut self.alarms,
+            &mut self.metrics,
+        ]
     }
 }
 
 /// Writes beside and renames, so that the file is never half there.
 fn write_whole(path: &Path, text: &str) -> Result<()> {
     let beside = path.with_extension("partial");
-    fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).map_err(|error| Error::file(path, error))
+    fs::write(&beside, text)
+        .and_then(|()| fs::rename(&beside, path))
+        .map_err(|error| Error::file(path, error))
 }
 
 fn manifest(recipe: &Recipe, source: &Source) -> Result<String> {
@@ -134,7 +156,10 @@ fn manifest(recipe: &Recipe, source: &Source) -> Result<String> {
         WeightsFormat::Gguf(file) => vec![file.clone()],
         WeightsFormat::None => vec![],
     };
-    let model = Hashed { name: recipe.model.clone(), sha256: hash_files(&weights)? };
+    let model = Hashed {
+        name: recipe.model.clone(),
+        sha256: hash_files(&weights)?,
+    };
     let built_in = recipe.prompts.source == crate::prompts::BUILT_IN_NAME;
     let sha256 = if built_in {
         BTreeMap::from([("prompts.jsonl".into(), hash(crate::prompts::BUILT_IN.as_bytes()))])
@@ -147,20 +172,34 @@ fn manifest(recipe: &Recipe, source: &Source) -> Result<String> {
         source_revision: source_revision(),
         model,
         judge: crate::judges::fingerprint(&recipe.judge)?,
-        prompts: Hashed { name: recipe.prompts.source.clone(), sha256 },
+        prompts: Hashed {
+            name: recipe.prompts.source.clone(),
+            sha256,
+        },
     };
     let path = recipe.folder().join("manifest.json");
     serde_json::to_string_pretty(&manifest).map_err(|error| Error::file(&path, error.into()))
 }
 
 fn hash_files(paths: &[PathBuf]) -> Result<BTreeMap<String, String>> {
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    paths.iter().map(|path| Ok((name(path), hash_file(path)?))).collect()
+    let name = |path: &Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    paths
+        .iter()
+        .map(|path| Ok((name(path), hash_file(path)?)))
+        .collect()
 }
 
 /// The sha256 of some bytes, in hexadecimal.
 pub(crate) fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn source_revision() -> Option<String> {

@@ -17,7 +17,10 @@ pub struct Gradients<'a> {
 impl<'a> Gradients<'a> {
     /// No gradients yet.
     pub fn new(parameters: &'a [(String, Var)]) -> Self {
-        Self { parameters, sums: vec![None; parameters.len()] }
+        Self {
+            parameters,
+            sums: vec![None; parameters.len()],
+        }
     }
 
     /// The sums; `None` for a parameter that the loss does not depend on.
@@ -27,7 +30,9 @@ impl<'a> Gradients<'a> {
 
     fn add(&mut self, store: &mut GradStore) -> Result<()> {
         for ((_, parameter), sum) in self.parameters.iter().zip(&mut self.sums) {
-            let Some(gradient) = store.remove(parameter) else { continue };
+            let Some(gradient) = store.remove(parameter) else {
+                continue;
+            };
             *sum = Some(match sum.take() {
                 Some(sum) => (sum + gradient)?.detach(),
                 None => gradient.detach(),
@@ -52,7 +57,12 @@ pub fn log_probabilities(decoder: &Decoder, pack: &Pack, temperature: f64) -> Re
 fn read_out(decoder: &Decoder, x_t_d: &Tensor, pack: &Pack, temperature: f64) -> Result<Tensor> {
     let rows_n = Tensor::new(pack.rows.as_slice(), x_t_d.device())?;
     let hidden_n_d = decoder.finish(&x_t_d.index_select(&rows_n, 0)?)?;
-    Ok(kernels::log_probability(&hidden_n_d, decoder.head_weight(), &pack.targets, temperature)?)
+    Ok(kernels::log_probability(
+        &hidden_n_d,
+        decoder.head_weight(),
+        &pack.targets,
+        temperature,
+    )?)
 }
 
 /// Differentiates `loss`, a scalar of the pack's log-probabilities, and adds to the gradients.
@@ -90,7 +100,9 @@ pub fn backpropagate_by_block(
     gradients.add(&mut store)?;
 
     for (layer, input_t_d) in inputs.into_iter().enumerate().rev() {
-        let Some(gradient_t_d) = upstream_t_d else { return Ok(()) };
+        let Some(gradient_t_d) = upstream_t_d else {
+            return Ok(());
+        };
         let input_t_d = Var::from_tensor(&input_t_d)?;
         let output_t_d = decoder.block(layer, &input_t_d, &mut attention)?;
         // The product's gradient with respect to the output is the gradient that came from above.
@@ -118,8 +130,15 @@ mod tests {
     const REPLIES: [&[u32]; 3] = [&[1, 2, 3], &[4], &[5, 6, 7, 8, 9]];
 
     fn families() -> Vec<Answers<'static>> {
-        let example = |ids: &'static [u32]| Example { ids, sampler: &[], advantage: 1.0 };
-        let family = |prompt| Answers { prompt, examples: REPLIES.map(example).to_vec() };
+        let example = |ids: &'static [u32]| Example {
+            ids,
+            sampler: &[],
+            advantage: 1.0,
+        };
+        let family = |prompt| Answers {
+            prompt,
+            examples: REPLIES.map(example).to_vec(),
+        };
         PROMPTS.map(family).to_vec()
     }
 
@@ -127,7 +146,10 @@ mod tests {
     fn apart() -> Vec<Pack> {
         let alone = families().into_iter().flat_map(|family| {
             let Answers { prompt, examples } = family;
-            examples.into_iter().map(move |example| Answers { prompt, examples: vec![example] })
+            examples.into_iter().map(move |example| Answers {
+                prompt,
+                examples: vec![example],
+            })
         });
         alone.flat_map(|family| pack(&[family], 1)).collect()
     }
@@ -135,12 +157,19 @@ mod tests {
     fn trainable(lora: bool) -> (Decoder, Vec<(String, Var)>) {
         let mut decoder = tiny_decoder(Family::Qwen3, true).unwrap();
         let parameters = if lora {
-            let lora = Lora { rank: 2, alpha: 4.0, targets: vec!["q_proj".into(), "down_proj".into()], layers: vec![] };
+            let lora = Lora {
+                rank: 2,
+                alpha: 4.0,
+                targets: vec!["q_proj".into(), "down_proj".into()],
+                layers: vec![],
+            };
             let parameters = decoder.add_adapters(&lora, 1).unwrap();
             // B is zero at first, and A would get no gradient.
             for (name, parameter) in &parameters {
                 if name.contains("lora_B") {
-                    parameter.set(&(parameter.ones_like().unwrap() * 0.1).unwrap()).unwrap();
+                    parameter
+                        .set(&(parameter.ones_like().unwrap() * 0.1).unwrap())
+                        .unwrap();
                 }
             }
             parameters
@@ -174,13 +203,22 @@ mod tests {
     fn assert_close(parameters: &[(String, Var)], one: &[Option<Tensor>], other: &[Option<Tensor>]) {
         for (((name, _), one), other) in parameters.iter().zip(one).zip(other) {
             let flat = |gradient: &Option<Tensor>| -> Vec<f32> {
-                gradient.as_ref().expect(name).flatten_all().unwrap().to_vec1().unwrap()
+                gradient
+                    .as_ref()
+                    .expect(name)
+                    .flatten_all()
+                    .unwrap()
+                    .to_vec1()
+                    .unwrap()
             };
             let (one, other) = (flat(one), flat(other));
             let scale = one.iter().fold(0.0, |scale: f32, value| scale.max(value.abs()));
             assert!(scale > 0.0, "{name} has no gradient");
             for (one, other) in one.iter().zip(&other) {
-                assert!((one - other).abs() < 1e-4 * scale, "{name}: {one} {other}, largest {scale}");
+                assert!(
+                    (one - other).abs() < 1e-4 * scale,
+                    "{name}: {one} {other}, largest {scale}"
+                );
             }
         }
     }
@@ -191,7 +229,13 @@ mod tests {
         let together = gradients(&decoder, &parameters, &pack(&families(), 100), false);
         let apart = gradients(&decoder, &parameters, &apart(), false);
         assert_eq!(together.0.len(), 18);
-        assert!(together.0.iter().zip(&apart.0).all(|(one, other)| (one - other).abs() < 1e-5));
+        assert!(
+            together
+                .0
+                .iter()
+                .zip(&apart.0)
+                .all(|(one, other)| (one - other).abs() < 1e-5)
+        );
         assert_close(&parameters, &together.1, &apart.1);
     }
 

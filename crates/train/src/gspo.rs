@@ -117,16 +117,28 @@ impl Objective {
             }
         };
         // Per ratio: the advantage that it carries and its weight in the mean.
-        let by_token = || lengths.iter().flat_map(|&length| repeat_n(1.0 / (length as f64 * count), length));
+        let by_token = || {
+            lengths
+                .iter()
+                .flat_map(|&length| repeat_n(1.0 / (length as f64 * count), length))
+        };
         let (advantages, weights): (Vec<f64>, Vec<f64>) = match self.loss {
             Loss::Gspo => (completions.advantages.to_vec(), vec![1.0 / count; lengths.len()]),
             Loss::Grpo | Loss::GspoToken => (
-                completions.advantages.iter().zip(lengths).flat_map(|(&a, &length)| repeat_n(a, length)).collect(),
+                completions
+                    .advantages
+                    .iter()
+                    .zip(lengths)
+                    .flat_map(|(&a, &length)| repeat_n(a, length))
+                    .collect(),
                 by_token().collect(),
             ),
         };
 
-        let mut statistics = Statistics { completions: lengths.len(), ..Statistics::default() };
+        let mut statistics = Statistics {
+            completions: lengths.len(),
+            ..Statistics::default()
+        };
         let mut slopes = Vec::with_capacity(advantages.len());
         let mut constant = 0.0;
         for ((ratio, advantage), weight) in to_host(&ratio_r)?.into_iter().zip(advantages).zip(weights) {
@@ -156,13 +168,21 @@ impl Objective {
 /// Mean of each completion's tokens, `c`, differentiable.
 fn mean_by_completion(values_t: &Tensor, lengths: &[usize]) -> Result<Tensor> {
     let mean_c_t = from_host(membership(lengths, |length| 1.0 / length as f64), values_t)?;
-    mean_c_t.reshape((lengths.len(), ()))?.matmul(&values_t.unsqueeze(1)?)?.squeeze(1)
+    mean_c_t
+        .reshape((lengths.len(), ()))?
+        .matmul(&values_t.unsqueeze(1)?)?
+        .squeeze(1)
 }
 
 /// Each completion's value at each of its tokens, `t`; no gradient.
 fn spread_by_completion(values_c: &Tensor, lengths: &[usize]) -> Result<Tensor> {
     let values = to_host(values_c)?.into_iter().zip(lengths);
-    from_host(values.flat_map(|(value, &length)| repeat_n(value, length)).collect(), values_c)
+    from_host(
+        values
+            .flat_map(|(value, &length)| repeat_n(value, length))
+            .collect(),
+        values_c,
+    )
 }
 
 /// Row-major `c` x `t`: `entry` of the length where the token belongs to the completion, else 0.
@@ -184,7 +204,9 @@ fn to_host(values: &Tensor) -> Result<Vec<f64>> {
 /// A vector on the device and in the type of `like`.
 fn from_host(values: Vec<f64>, like: &Tensor) -> Result<Tensor> {
     let count = values.len();
-    Tensor::from_vec(values, count, &candle_core::Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
+    Tensor::from_vec(values, count, &candle_core::Device::Cpu)?
+        .to_dtype(like.dtype())?
+        .to_device(like.device())
 }
 
 #[cfg(test)]
@@ -221,7 +243,12 @@ mod tests {
     #[test]
     fn on_policy_the_ratio_is_exactly_one() {
         for loss in [Loss::Gspo, Loss::Grpo, Loss::GspoToken] {
-            let objective = Objective { loss, clip_low: 3e-4, clip_high: 4e-4, kl: 0.0 };
+            let objective = Objective {
+                loss,
+                clip_low: 3e-4,
+                clip_high: 4e-4,
+                kl: 0.0,
+            };
             let (value, _, statistics) = evaluate(&objective, &OLD);
             assert_eq!(statistics.ratio_sum, statistics.ratios as f64);
             assert_eq!((statistics.ratio_max, statistics.clipped), (1.0, 0));
@@ -233,8 +260,18 @@ mod tests {
     fn gradients_equal_finite_differences() {
         // The first completion is cut above, the second below, the third lies where the clip never acts.
         let new = [-0.8, -1.9, -0.9, -1.3, -0.2, -2.1];
-        for (loss, kl) in [(Loss::Gspo, 0.0), (Loss::Gspo, 0.3), (Loss::Grpo, 0.0), (Loss::Grpo, 0.3)] {
-            let objective = Objective { loss, clip_low: 0.1, clip_high: 0.1, kl };
+        for (loss, kl) in [
+            (Loss::Gspo, 0.0),
+            (Loss::Gspo, 0.3),
+            (Loss::Grpo, 0.0),
+            (Loss::Grpo, 0.3),
+        ] {
+            let objective = Objective {
+                loss,
+                clip_low: 0.1,
+                clip_high: 0.1,
+                kl,
+            };
             let (_, gradient, statistics) = evaluate(&objective, &new);
             assert!(statistics.clipped >= 2, "{statistics:?}");
             for index in 0..new.len() {
@@ -252,16 +289,31 @@ mod tests {
     #[test]
     fn gspo_token_has_the_value_and_gradient_of_gspo() {
         let new = [-0.8, -1.9, -0.4, -1.3, -0.2, -2.1];
-        let objective = |loss| Objective { loss, clip_low: 0.2, clip_high: 0.2, kl: 0.1 };
+        let objective = |loss| Objective {
+            loss,
+            clip_low: 0.2,
+            clip_high: 0.2,
+            kl: 0.1,
+        };
         let (value, gradient, _) = evaluate(&objective(Loss::Gspo), &new);
         let (token_value, token_gradient, _) = evaluate(&objective(Loss::GspoToken), &new);
         assert!((value - token_value).abs() < 1e-12);
-        assert!(gradient.iter().zip(token_gradient).all(|(a, b)| (a - b).abs() < 1e-12));
+        assert!(
+            gradient
+                .iter()
+                .zip(token_gradient)
+                .all(|(a, b)| (a - b).abs() < 1e-12)
+        );
     }
 
     #[test]
     fn the_clip_is_asymmetric() {
-        let objective = Objective { loss: Loss::Gspo, clip_low: 0.05, clip_high: 0.2, kl: 0.0 };
+        let objective = Objective {
+            loss: Loss::Gspo,
+            clip_low: 0.05,
+            clip_high: 0.2,
+            kl: 0.0,
+        };
         // Ratios: exp(0.1) = 1.105 with A > 0 inside, exp(-0.1) with A < 0 below the floor, exp(0.1) with A < 0 free.
         let (_, gradient, statistics) = evaluate(&objective, &[-0.9, -1.9, -0.6, -1.4, -0.2, -2.1]);
         assert_eq!(statistics.clipped, 1);
@@ -270,7 +322,12 @@ mod tests {
 
     #[test]
     fn micro_batches_add_up() {
-        let objective = Objective { loss: Loss::Grpo, clip_low: 0.1, clip_high: 0.1, kl: 0.2 };
+        let objective = Objective {
+            loss: Loss::Grpo,
+            clip_low: 0.1,
+            clip_high: 0.1,
+            kl: 0.2,
+        };
         let new = [-0.8, -1.9, -0.9, -1.3, -0.2, -2.1];
         let (whole, _, mut expected) = evaluate(&objective, &new);
         let mut sum = Statistics::default();

@@ -34,14 +34,27 @@ impl Journal {
             Err(error) => return Err(failed(error)),
         };
         let belongs = |line: &&str| serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= step);
-        let kept: String = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).filter(belongs).collect();
+        let kept: String = text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+            .filter(belongs)
+            .collect();
         if kept != text {
             // Written beside and renamed: a crash here must not lose what earlier steps wrote.
             let beside = path.with_extension("jsonl.partial");
-            fs::write(&beside, kept).and_then(|()| fs::rename(&beside, path)).map_err(failed)?;
+            fs::write(&beside, kept)
+                .and_then(|()| fs::rename(&beside, path))
+                .map_err(failed)?;
         }
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
-        Ok(Self { path: path.into(), file: BufWriter::new(file) })
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(failed)?;
+        Ok(Self {
+            path: path.into(),
+            file: BufWriter::new(file),
+        })
     }
 
     /// Appends one line.
@@ -53,13 +66,18 @@ impl Journal {
 
     /// Hands what was written to the system, so that others can read it.
     pub fn flush(&mut self) -> Result<()> {
-        self.file.flush().map_err(|source| Error::file(&self.path, source))
+        self.file
+            .flush()
+            .map_err(|source| Error::file(&self.path, source))
     }
 
     /// Waits until it is on the disk.
     pub fn synchronize(&mut self) -> Result<()> {
         self.flush()?;
-        self.file.get_ref().sync_all().map_err(|source| Error::file(&self.path, source))
+        self.file
+            .get_ref()
+            .sync_all()
+            .map_err(|source| Error::file(&self.path, source))
     }
 }
 
@@ -77,7 +95,10 @@ mod tests {
         journal.write(&serde_json::json!({"step": 3, "y": 2})).unwrap();
         journal.synchronize().unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(text, "{\"step\":1,\"x\":1}\n{\"step\":1}\n{\"step\":2}\n{\"step\":3,\"y\":2}\n");
+        assert_eq!(
+            text,
+            "{\"step\":1,\"x\":1}\n{\"step\":1}\n{\"step\":2}\n{\"step\":3,\"y\":2}\n"
+        );
         drop(Journal::open(&path, 0).unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), "");
     }

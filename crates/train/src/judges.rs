@@ -25,8 +25,14 @@ const BASE: &str = "smollm2-135m";
 /// # Errors
 /// A name that is none of those known, an address that cannot work, heads or a base model that do not load.
 pub fn open(recipe: &Judges) -> Result<Panel> {
-    let built_in = [&recipe.guard, &recipe.helpfulness].into_iter().any(|name| name == BUILT_IN);
-    let mut panel = if built_in { open_built_in(recipe)? } else { toy::panel() };
+    let built_in = [&recipe.guard, &recipe.helpfulness]
+        .into_iter()
+        .any(|name| name == BUILT_IN);
+    let mut panel = if built_in {
+        open_built_in(recipe)?
+    } else {
+        toy::panel()
+    };
     match recipe.guard.as_str() {
         BUILT_IN => {}
         "toy" => panel.guard = Box::new(Toy),
@@ -48,7 +54,11 @@ pub fn open(recipe: &Judges) -> Result<Panel> {
 }
 
 fn open_built_in(recipe: &Judges) -> Result<Panel> {
-    let heads = if recipe.heads.is_empty() { Heads::built_in()? } else { Heads::load(Path::new(&recipe.heads))? };
+    let heads = if recipe.heads.is_empty() {
+        Heads::built_in()?
+    } else {
+        Heads::load(Path::new(&recipe.heads))?
+    };
     let source = resolve(BASE, &mut |progress| tracing::debug!("{BASE}: {progress:?}"))?;
     let decoder = Decoder::load(&source, DType::F32, &Device::Cpu)?;
     let tokenizer = Arc::new(Tokenizer::load(&source)?);
@@ -58,24 +68,42 @@ fn open_built_in(recipe: &Judges) -> Result<Panel> {
 fn endpoint(key: &str, url: &str, model: &str, key_env: &str) -> Result<Endpoint> {
     if !url.starts_with("http://") && !url.starts_with("https://") {
         let expected = "`built-in`, `toy` or the address of a server".into();
-        return Err(Error::Key { key: key.into(), expected, found: format!("`{url}`") });
+        return Err(Error::Key {
+            key: key.into(),
+            expected,
+            found: format!("`{url}`"),
+        });
     }
     let api_key_env = (!key_env.is_empty()).then(|| key_env.to_owned());
-    Ok(Endpoint { api_key_env, ..Endpoint::new(url, model) })
+    Ok(Endpoint {
+        api_key_env,
+        ..Endpoint::new(url, model)
+    })
 }
 
 /// What the judges are, for a run's manifest.
 pub(crate) fn fingerprint(recipe: &Judges) -> Result<BTreeMap<&'static str, String>> {
     let named = |name: &str, model: &str| {
-        if name.starts_with("http") { format!("{model} at {name}") } else { name.to_owned() }
+        if name.starts_with("http") {
+            format!("{model} at {name}")
+        } else {
+            name.to_owned()
+        }
     };
     let mut names = BTreeMap::from([
         ("guard", named(&recipe.guard, &recipe.guard_model)),
-        ("helpfulness", named(&recipe.helpfulness, &recipe.helpfulness_model)),
+        (
+            "helpfulness",
+            named(&recipe.helpfulness, &recipe.helpfulness_model),
+        ),
     ]);
     if names.values().any(|name| name == BUILT_IN) {
         let built_in = recipe.heads.is_empty();
-        let sha256 = if built_in { Heads::built_in_sha256() } else { hash_file(Path::new(&recipe.heads))? };
+        let sha256 = if built_in {
+            Heads::built_in_sha256()
+        } else {
+            hash_file(Path::new(&recipe.heads))?
+        };
         names.insert("heads_sha256", sha256);
     }
     Ok(names)
@@ -86,7 +114,11 @@ mod tests {
     use super::*;
 
     fn opened(guard: &str, helpfulness: &str) -> Result<Panel> {
-        let recipe = Judges { guard: guard.into(), helpfulness: helpfulness.into(), ..Judges::default() };
+        let recipe = Judges {
+            guard: guard.into(),
+            helpfulness: helpfulness.into(),
+            ..Judges::default()
+        };
         open(&recipe)
     }
 
@@ -95,13 +127,23 @@ mod tests {
         assert!(opened("toy", "toy").is_ok());
         assert!(opened("http://localhost:1/v1", "https://localhost:1/classify").is_ok());
         let error = opened("toy", "builtin").err().unwrap().to_string();
-        assert!(error.contains("judge.helpfulness") && error.contains("`builtin`"), "{error}");
+        assert!(
+            error.contains("judge.helpfulness") && error.contains("`builtin`"),
+            "{error}"
+        );
     }
 
     #[test]
     fn the_manifest_names_servers_and_hashes_heads() {
-        let recipe = Judges { guard: "http://host/v1".into(), guard_model: "G".into(), ..Judges::default() };
+        let recipe = Judges {
+            guard: "http://host/v1".into(),
+            guard_model: "G".into(),
+            ..Judges::default()
+        };
         let names = fingerprint(&recipe).unwrap();
-        assert_eq!((names["guard"].as_str(), names["heads_sha256"].len()), ("G at http://host/v1", 64));
+        assert_eq!(
+            (names["guard"].as_str(), names["heads_sha256"].len()),
+            ("G at http://host/v1", 64)
+        );
     }
 }

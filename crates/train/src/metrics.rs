@@ -40,13 +40,20 @@ impl Replies {
     pub fn measure<'a>(groups: impl Iterator<Item = &'a Group> + Clone) -> Self {
         let answers = || groups.clone().flat_map(|group| &group.answers);
         let rewards: Vec<f64> = answers().filter_map(super::rollout::Answer::reward).collect();
-        let lengths: Vec<f64> = answers().map(|answer| answer.completion.ids.len() as f64).collect();
+        let lengths: Vec<f64> = answers()
+            .map(|answer| answer.completion.ids.len() as f64)
+            .collect();
         let surprises: Vec<f64> = answers()
             .flat_map(|answer| &answer.completion.log_probabilities)
             .map(|&log_probability| -f64::from(log_probability))
             .collect();
         let share = |values: Vec<bool>| {
-            some_mean(&values.into_iter().map(|value| f64::from(u8::from(value))).collect::<Vec<f64>>())
+            some_mean(
+                &values
+                    .into_iter()
+                    .map(|value| f64::from(u8::from(value)))
+                    .collect::<Vec<f64>>(),
+            )
         };
         Self {
             reward_mean: some_mean(&rewards),
@@ -54,13 +61,17 @@ impl Replies {
             safety_rate: share(answers().filter_map(|answer| answer.safe).collect()),
             refusal_rate: share(answers().filter_map(super::rollout::Answer::refusal).collect()),
             helpfulness_mean: some_mean(
-                &answers().filter_map(super::rollout::Answer::helpfulness).collect::<Vec<f64>>(),
+                &answers()
+                    .filter_map(super::rollout::Answer::helpfulness)
+                    .collect::<Vec<f64>>(),
             ),
             unscorable: answers().filter(|answer| answer.reward().is_none()).count(),
             groups_kept: groups.clone().filter(|group| group.advantages.is_some()).count(),
             mean_length: some_mean(&lengths),
             truncated: share(
-                answers().map(|answer| answer.completion.finish_reason == FinishReason::Length).collect(),
+                answers()
+                    .map(|answer| answer.completion.finish_reason == FinishReason::Length)
+                    .collect(),
             ),
             entropy: some_mean(&surprises),
         }
@@ -130,8 +141,14 @@ mod tests {
 
     #[test]
     fn the_keys_are_those_of_the_design() {
-        let modes = BTreeMap::from([(Mode::Think, Replies::default()), (Mode::NoThink, Replies::default())]);
-        let metrics = Metrics { modes, ..Metrics::default() };
+        let modes = BTreeMap::from([
+            (Mode::Think, Replies::default()),
+            (Mode::NoThink, Replies::default()),
+        ]);
+        let metrics = Metrics {
+            modes,
+            ..Metrics::default()
+        };
         let value = serde_json::to_value(&metrics).unwrap();
         let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
         let design = "step reward_mean reward_std safety_rate refusal_rate helpfulness_mean unscorable groups_kept \
@@ -148,7 +165,10 @@ mod tests {
         let replies = Replies::measure([&group].into_iter());
         assert_eq!((replies.unscorable, replies.groups_kept), (1, 1));
         assert_eq!(replies.reward_mean, Some(-2.0));
-        assert_eq!((replies.safety_rate, replies.refusal_rate), (Some(1.0), Some(1.0 / 3.0)));
+        assert_eq!(
+            (replies.safety_rate, replies.refusal_rate),
+            (Some(1.0), Some(1.0 / 3.0))
+        );
         assert_eq!(Replies::measure(std::iter::empty::<&Group>()), Replies::default());
     }
 

@@ -31,20 +31,27 @@ impl<'a> Family<'a> {
     /// `mask_truncated` says so. `None` where nothing is left.
     pub fn of(group: &'a Group, mask_truncated: bool) -> Option<Self> {
         let advantages = group.advantages.as_ref()?;
-        let examples = group.answers.iter().zip(advantages).filter_map(|(answer, advantage)| {
-            let completion = &answer.completion;
-            let cut = completion.finish_reason == model::generate::FinishReason::Length;
-            if completion.ids.is_empty() || (mask_truncated && cut) {
-                return None;
-            }
-            Some(Example {
-                ids: &completion.ids,
-                sampler: &completion.log_probabilities,
-                advantage: (*advantage)?,
-            })
-        });
+        let examples = group
+            .answers
+            .iter()
+            .zip(advantages)
+            .filter_map(|(answer, advantage)| {
+                let completion = &answer.completion;
+                let cut = completion.finish_reason == model::generate::FinishReason::Length;
+                if completion.ids.is_empty() || (mask_truncated && cut) {
+                    return None;
+                }
+                Some(Example {
+                    ids: &completion.ids,
+                    sampler: &completion.log_probabilities,
+                    advantage: (*advantage)?,
+                })
+            });
         let examples: Vec<Example<'_>> = examples.collect();
-        (!examples.is_empty()).then_some(Self { prompt: &group.prompt.ids, examples })
+        (!examples.is_empty()).then_some(Self {
+            prompt: &group.prompt.ids,
+            examples,
+        })
     }
 }
 
@@ -70,17 +77,32 @@ pub struct Pack {
 impl Pack {
     fn push(&mut self, prompt: &[u32], examples: &[Example<'_>]) {
         let complete = self.sampler.len() == self.targets.len()
-            && examples.iter().all(|example| example.sampler.len() == example.ids.len());
+            && examples
+                .iter()
+                .all(|example| example.sampler.len() == example.ids.len());
         let prompt_index = self.segments.len();
-        self.segments.push(Segment { start: self.ids.len(), len: prompt.len(), prefix: None });
+        self.segments.push(Segment {
+            start: self.ids.len(),
+            len: prompt.len(),
+            prefix: None,
+        });
         self.ids.extend(prompt);
         let prompt_end = self.ids.len() as u32 - 1;
-        for Example { ids, sampler, advantage } in examples {
+        for Example {
+            ids,
+            sampler,
+            advantage,
+        } in examples
+        {
             // The last token predicts nothing that is trained on, so it needs no row.
             let start = self.ids.len();
             let len = ids.len() - 1;
             if len > 0 {
-                self.segments.push(Segment { start, len, prefix: Some(prompt_index) });
+                self.segments.push(Segment {
+                    start,
+                    len,
+                    prefix: Some(prompt_index),
+                });
                 self.ids.extend(&ids[..len]);
             }
             self.rows.push(prompt_end);
@@ -106,7 +128,10 @@ pub fn pack(families: &[Family<'_>], budget: usize) -> Vec<Pack> {
         for part in parts(family, budget) {
             let examples = &family.examples[part];
             let rows = rows_of(family.prompt, examples);
-            if packs.last().is_some_and(|pack| !pack.ids.is_empty() && pack.ids.len() + rows > budget) {
+            if packs
+                .last()
+                .is_some_and(|pack| !pack.ids.is_empty() && pack.ids.len() + rows > budget)
+            {
                 packs.push(Pack::default());
             }
             if let Some(pack) = packs.last_mut() {
@@ -119,7 +144,11 @@ pub fn pack(families: &[Family<'_>], budget: usize) -> Vec<Pack> {
 }
 
 fn rows_of(prompt: &[u32], examples: &[Example<'_>]) -> usize {
-    prompt.len() + examples.iter().map(|example| example.ids.len() - 1).sum::<usize>()
+    prompt.len()
+        + examples
+            .iter()
+            .map(|example| example.ids.len() - 1)
+            .sum::<usize>()
 }
 
 /// Cuts a family's completions into runs that fit the budget with their prompt.
@@ -152,8 +181,15 @@ mod tests {
     use crate::rollout::tests::group;
 
     fn family<'a>(prompt: &'a [u32], completions: &[&'a [u32]]) -> Family<'a> {
-        let example = |(index, ids): (usize, &&'a [u32])| Example { ids, sampler: &[], advantage: index as f64 };
-        Family { prompt, examples: completions.iter().enumerate().map(example).collect() }
+        let example = |(index, ids): (usize, &&'a [u32])| Example {
+            ids,
+            sampler: &[],
+            advantage: index as f64,
+        };
+        Family {
+            prompt,
+            examples: completions.iter().enumerate().map(example).collect(),
+        }
     }
 
     #[test]
@@ -178,7 +214,13 @@ mod tests {
         assert_eq!(rows, [8, 6, 6, 6]);
         assert_eq!(packs[1].advantages, [0.0]);
         assert_eq!(packs.iter().map(|pack| pack.lengths.len()).sum::<usize>(), 7);
-        assert_eq!(pack(&[small], 1).iter().map(|pack| pack.ids.len()).collect::<Vec<_>>(), [3, 3]);
+        assert_eq!(
+            pack(&[small], 1)
+                .iter()
+                .map(|pack| pack.ids.len())
+                .collect::<Vec<_>>(),
+            [3, 3]
+        );
     }
 
     #[test]
@@ -192,7 +234,10 @@ mod tests {
 
     #[test]
     fn skipped_groups_unscorable_and_masked_completions_are_left_out() {
-        assert_eq!(Family::of(&group(Mode::Think, &[Some(1.0), Some(1.0)]), false), None);
+        assert_eq!(
+            Family::of(&group(Mode::Think, &[Some(1.0), Some(1.0)]), false),
+            None
+        );
         let mut group = group(Mode::Think, &[Some(1.0), None, Some(2.0)]);
         assert_eq!(Family::of(&group, false).unwrap().examples.len(), 2);
         group.answers[0].completion.finish_reason = model::generate::FinishReason::Length;

@@ -51,7 +51,10 @@ pub fn load(recipe: &Prompts) -> Result<Vec<PromptRow>> {
         (_, Format::Csv) => separated(path, b',')?,
         (_, Format::Tsv) => separated(path, b'\t')?,
         (_, Format::Parquet) => parquet(path)?,
-        (_, _) => jsonl(path, &std::fs::read_to_string(path).map_err(|source| Error::file(path, source))?)?,
+        (_, _) => jsonl(
+            path,
+            &std::fs::read_to_string(path).map_err(|source| Error::file(path, source))?,
+        )?,
     };
     let mut rows = Vec::with_capacity(records.len());
     for (line, record) in records {
@@ -60,19 +63,32 @@ pub fn load(recipe: &Prompts) -> Result<Vec<PromptRow>> {
         } else {
             named_columns(&record, line, recipe)
         };
-        let row = row.map_err(|what| Error::Format { path: path.into(), line: Some(line), what })?;
+        let row = row.map_err(|what| Error::Format {
+            path: path.into(),
+            line: Some(line),
+            what,
+        })?;
         rows.extend(row.filter(|row| !row.prompt.trim().is_empty()));
     }
     if rows.is_empty() {
-        let what = format!("expected at least one prompt of split `{}`, found none", recipe.split);
-        return Err(Error::Format { path: path.into(), line: None, what });
+        let what = format!(
+            "expected at least one prompt of split `{}`, found none",
+            recipe.split
+        );
+        return Err(Error::Format {
+            path: path.into(),
+            line: None,
+            what,
+        });
     }
     Ok(rows)
 }
 
 /// The format that a file has by its extension; WildJailbreak is published as TSV.
 fn resolve(format: Format, path: &Path) -> Format {
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+    let extension = path
+        .extension()
+        .map(|extension| extension.to_string_lossy().to_lowercase());
     match (format, extension.as_deref()) {
         (Format::Auto | Format::Wildjailbreak, Some("csv")) => Format::Csv,
         (Format::Auto | Format::Wildjailbreak, Some("tsv")) | (Format::Wildjailbreak, None) => Format::Tsv,
@@ -88,14 +104,26 @@ fn named_columns(
     line: usize,
     recipe: &Prompts,
 ) -> std::result::Result<Option<PromptRow>, String> {
-    let text = |column: &str| record.get(column).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let text = |column: &str| {
+        record
+            .get(column)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+    };
     if !recipe.split.is_empty() && text("split").is_some_and(|split| split != recipe.split) {
         return Ok(None);
     }
-    let prompt = record.get(&recipe.prompt_column).and_then(Value::as_str).ok_or_else(|| {
-        let columns: Vec<&str> = record.keys().map(String::as_str).collect();
-        format!("expected text in column `{}`, found the columns {}", recipe.prompt_column, columns.join(", "))
-    })?;
+    let prompt = record
+        .get(&recipe.prompt_column)
+        .and_then(Value::as_str)
+        .ok_or_else(|| {
+            let columns: Vec<&str> = record.keys().map(String::as_str).collect();
+            format!(
+                "expected text in column `{}`, found the columns {}",
+                recipe.prompt_column,
+                columns.join(", ")
+            )
+        })?;
     let kind = match text(&recipe.kind_column) {
         None => Kind::Harmful,
         Some(name) => serde_json::from_value(Value::from(name)).map_err(|_| {
@@ -116,10 +144,9 @@ fn named_columns(
 /// A row of WildJailbreak: an adversarial type takes the `adversarial` column, a vanilla type the `vanilla` one.
 fn wildjailbreak(record: &Map<String, Value>, line: usize) -> std::result::Result<Option<PromptRow>, String> {
     let text = |column: &str| {
-        record
-            .get(column)
-            .and_then(Value::as_str)
-            .ok_or_else(|| format!("expected the columns vanilla, adversarial and data_type, found no `{column}`"))
+        record.get(column).and_then(Value::as_str).ok_or_else(|| {
+            format!("expected the columns vanilla, adversarial and data_type, found no `{column}`")
+        })
     };
     let (column, kind) = match text("data_type")? {
         "vanilla_harmful" => ("vanilla", Kind::Harmful),
@@ -134,7 +161,12 @@ fn wildjailbreak(record: &Map<String, Value>, line: usize) -> std::result::Resul
         }
     };
     let prompt = text(column)?.to_string();
-    Ok(Some(PromptRow { id: format!("row-{line}"), kind, category: None, prompt }))
+    Ok(Some(PromptRow {
+        id: format!("row-{line}"),
+        kind,
+        category: None,
+        prompt,
+    }))
 }
 
 fn plain(value: &Value) -> String {
@@ -145,7 +177,10 @@ fn plain(value: &Value) -> String {
 type Records = Vec<(usize, Map<String, Value>)>;
 
 fn jsonl(path: &Path, text: &str) -> Result<Records> {
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let lines = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(index, line)| {
             let record = serde_json::from_str(line).map_err(|error| Error::Format {
@@ -166,14 +201,20 @@ fn separated(path: &Path, delimiter: u8) -> Result<Records> {
         what,
     };
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(file);
-    let names = reader.headers().map_err(|error| broken(Some(1), error.to_string()))?.clone();
+    let names = reader
+        .headers()
+        .map_err(|error| broken(Some(1), error.to_string()))?
+        .clone();
     reader
         .records()
         .map(|record| {
             let record = record
                 .map_err(|error| broken(error.position().map(csv::Position::line), error.to_string()))?;
             let line = record.position().map_or(0, csv::Position::line) as usize;
-            let values = names.iter().zip(&record).map(|(name, value)| (name.into(), Value::from(value)));
+            let values = names
+                .iter()
+                .zip(&record)
+                .map(|(name, value)| (name.into(), Value::from(value)));
             Ok((line, values.collect()))
         })
         .collect()
@@ -230,9 +271,15 @@ impl Deck {
             piles.entry(row.kind).or_default().push(index);
         }
         let shares: BTreeMap<Kind, f64> = if mix.is_empty() {
-            piles.iter().map(|(&kind, pile)| (kind, pile.len() as f64)).collect()
+            piles
+                .iter()
+                .map(|(&kind, pile)| (kind, pile.len() as f64))
+                .collect()
         } else {
-            mix.iter().filter(|&(_, &share)| share > 0.0).map(|(&kind, &share)| (kind, share)).collect()
+            mix.iter()
+                .filter(|&(_, &share)| share > 0.0)
+                .map(|(&kind, &share)| (kind, share))
+                .collect()
         };
         let kinds: BTreeSet<Kind> = piles.keys().copied().collect();
         if let Some(kind) = shares.keys().find(|kind| !kinds.contains(kind)) {
@@ -243,8 +290,16 @@ impl Deck {
             });
         }
         let total: f64 = shares.values().sum();
-        let shares = shares.into_iter().map(|(kind, share)| (kind, share / total)).collect();
-        Ok(Self { rows, piles, shares, seed })
+        let shares = shares
+            .into_iter()
+            .map(|(kind, share)| (kind, share / total))
+            .collect();
+        Ok(Self {
+            rows,
+            piles,
+            shares,
+            seed,
+        })
     }
 
     /// All prompts.
@@ -294,14 +349,29 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
-        (folder, Prompts { source: path.display().to_string(), ..Prompts::default() })
+        (
+            folder,
+            Prompts {
+                source: path.display().to_string(),
+                ..Prompts::default()
+            },
+        )
     }
 
     #[test]
     fn the_built_in_prompts_have_both_splits_and_all_kinds() {
         let ids = |split: &str| -> BTreeSet<String> {
-            let rows = load(&Prompts { split: split.into(), ..Prompts::default() }).unwrap();
-            assert!(Kind::ALL.iter().all(|kind| rows.iter().any(|row| row.kind == *kind)), "{split}");
+            let rows = load(&Prompts {
+                split: split.into(),
+                ..Prompts::default()
+            })
+            .unwrap();
+            assert!(
+                Kind::ALL
+                    .iter()
+                    .all(|kind| rows.iter().any(|row| row.kind == *kind)),
+                "{split}"
+            );
             rows.into_iter().map(|row| row.id).collect()
         };
         let (train, test) = (ids("train"), ids("test"));
@@ -316,19 +386,30 @@ mod tests {
         let jsonl = "{\"id\": 7, \"question\": \"Hello, you\", \"kind\": \"ordinary\"}\n\n{\"id\": \"8\", \"question\": \"Bye\"}\n";
         let read = |name: &str, text: &str| {
             let (_folder, recipe) = file(name, text);
-            load(&Prompts { prompt_column: "question".into(), ..recipe }).unwrap()
+            load(&Prompts {
+                prompt_column: "question".into(),
+                ..recipe
+            })
+            .unwrap()
         };
         let rows = read("a.csv", csv);
         assert_eq!(rows, read("a.tsv", tsv));
         assert_eq!(rows, read("a.jsonl", jsonl));
-        assert_eq!((rows[0].id.as_str(), rows[0].prompt.as_str(), rows[0].kind), ("7", "Hello, you", Kind::Ordinary));
+        assert_eq!(
+            (rows[0].id.as_str(), rows[0].prompt.as_str(), rows[0].kind),
+            ("7", "Hello, you", Kind::Ordinary)
+        );
     }
 
     #[test]
     fn wildjailbreak_takes_the_column_of_its_type() {
         let text = "vanilla\tadversarial\tcompletion\tdata_type\nplain\t\tx\tvanilla_harmful\nplain\twrapped\tx\tadversarial_harmful\nmild\t\tx\tvanilla_benign\nmild\tmild wrapped\tx\tadversarial_benign\n";
         let (_folder, recipe) = file("train.tsv", text);
-        let rows = load(&Prompts { format: Format::Wildjailbreak, ..recipe }).unwrap();
+        let rows = load(&Prompts {
+            format: Format::Wildjailbreak,
+            ..recipe
+        })
+        .unwrap();
         let texts: Vec<(&str, Kind)> = rows.iter().map(|row| (row.prompt.as_str(), row.kind)).collect();
         assert_eq!(
             texts,
@@ -350,17 +431,28 @@ mod tests {
         let schema = "message m { required binary prompt (utf8); optional binary kind (utf8); }";
         let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
         let mut writer =
-            SerializedFileWriter::new(File::create(&path).unwrap(), schema, std::sync::Arc::default()).unwrap();
+            SerializedFileWriter::new(File::create(&path).unwrap(), schema, std::sync::Arc::default())
+                .unwrap();
         let mut group = writer.next_row_group().unwrap();
-        for (values, levels) in [(vec!["one", "two"], None), (vec!["ordinary"], Some([1, 0].as_slice()))] {
+        for (values, levels) in [
+            (vec!["one", "two"], None),
+            (vec!["ordinary"], Some([1, 0].as_slice())),
+        ] {
             let mut column = group.next_column().unwrap().unwrap();
             let values: Vec<ByteArray> = values.into_iter().map(ByteArray::from).collect();
-            column.typed::<ByteArrayType>().write_batch(&values, levels, None).unwrap();
+            column
+                .typed::<ByteArrayType>()
+                .write_batch(&values, levels, None)
+                .unwrap();
             column.close().unwrap();
         }
         group.close().unwrap();
         writer.close().unwrap();
-        let rows = load(&Prompts { source: path.display().to_string(), ..Prompts::default() }).unwrap();
+        let rows = load(&Prompts {
+            source: path.display().to_string(),
+            ..Prompts::default()
+        })
+        .unwrap();
         let rows: Vec<(&str, Kind)> = rows.iter().map(|row| (row.prompt.as_str(), row.kind)).collect();
         assert_eq!(rows, [("one", Kind::Ordinary), ("two", Kind::Harmful)]);
     }
@@ -370,7 +462,10 @@ mod tests {
         let message = |name: &str, text: &str| load(&file(name, text).1).unwrap_err().to_string();
         let (_folder, recipe) = file("a.jsonl", "{\"prompt\": \"x\"}\n{\"text\": \"y\"}\n");
         let error = load(&recipe).unwrap_err().to_string();
-        assert!(error.contains("a.jsonl, line 2") && error.contains("`prompt`") && error.contains("text"), "{error}");
+        assert!(
+            error.contains("a.jsonl, line 2") && error.contains("`prompt`") && error.contains("text"),
+            "{error}"
+        );
         let (_folder, recipe) = file("a.csv", "prompt,kind\nx,odd\n");
         assert!(load(&recipe).unwrap_err().to_string().contains("found `odd`"));
         assert!(message("gone.jsonl", "").contains("gone.jsonl"));
@@ -385,15 +480,27 @@ mod tests {
             category: None,
             prompt: format!("{index}"),
         };
-        counts.iter().flat_map(|&(kind, count)| (0..count).map(move |index| row(kind, index))).collect()
+        counts
+            .iter()
+            .flat_map(|&(kind, count)| (0..count).map(move |index| row(kind, index)))
+            .collect()
     }
 
     #[test]
     fn the_deck_keeps_its_mix_and_deals_each_prompt_once_a_round() {
         let mix = BTreeMap::from([(Kind::Harmful, 3.0), (Kind::Ordinary, 1.0)]);
-        let deck = Deck::new(rows(&[(Kind::Harmful, 9), (Kind::Ordinary, 5), (Kind::Borderline, 4)]), &mix, 7).unwrap();
+        let deck = Deck::new(
+            rows(&[(Kind::Harmful, 9), (Kind::Ordinary, 5), (Kind::Borderline, 4)]),
+            &mix,
+            7,
+        )
+        .unwrap();
         let mut cursor = Cursor::default();
-        let dealt: Vec<&str> = deck.deal(&mut cursor, 12).into_iter().map(|row| row.id.as_str()).collect();
+        let dealt: Vec<&str> = deck
+            .deal(&mut cursor, 12)
+            .into_iter()
+            .map(|row| row.id.as_str())
+            .collect();
         assert_eq!(dealt.iter().filter(|id| id.starts_with("Harmful")).count(), 9);
         assert_eq!(dealt.iter().collect::<BTreeSet<_>>().len(), 12);
         assert!(dealt.iter().all(|id| !id.starts_with("Borderline")));
@@ -401,8 +508,16 @@ mod tests {
 
     #[test]
     fn a_saved_cursor_continues_the_same_order() {
-        let deck = |seed| Deck::new(rows(&[(Kind::Harmful, 5), (Kind::Ordinary, 3)]), &BTreeMap::new(), seed).unwrap();
-        let ids = |rows: Vec<&PromptRow>| -> Vec<String> { rows.into_iter().map(|row| row.id.clone()).collect() };
+        let deck = |seed| {
+            Deck::new(
+                rows(&[(Kind::Harmful, 5), (Kind::Ordinary, 3)]),
+                &BTreeMap::new(),
+                seed,
+            )
+            .unwrap()
+        };
+        let ids =
+            |rows: Vec<&PromptRow>| -> Vec<String> { rows.into_iter().map(|row| row.id.clone()).collect() };
         let first = deck(1);
         let whole = ids(first.deal(&mut Cursor::default(), 20));
         let mut cursor = Cursor::default();
@@ -412,6 +527,13 @@ mod tests {
         let rest = ids(deck(1).deal(&mut cursor, 13));
         assert_eq!([start, rest].concat(), whole);
         assert_ne!(whole, ids(deck(2).deal(&mut Cursor::default(), 20)));
-        assert!(Deck::new(rows(&[(Kind::Harmful, 1)]), &BTreeMap::from([(Kind::Ordinary, 1.0)]), 1).is_err());
+        assert!(
+            Deck::new(
+                rows(&[(Kind::Harmful, 1)]),
+                &BTreeMap::from([(Kind::Ordinary, 1.0)]),
+                1
+            )
+            .is_err()
+        );
     }
 }

@@ -31,12 +31,18 @@ pub fn render(recipe: &Recipe, tokenizer: &Tokenizer, rows: &[&PromptRow]) -> Re
             let prompt = tokenizer.prompt(&messages, mode)?;
             let (found, most) = (prompt.ids.len(), recipe.rollout.max_prompt_tokens);
             if found > most {
-                let what = format!("expected at most rollout.max_prompt_tokens = {most} tokens, found {found}");
-                return Err(Error::Prompt { id: row.id.clone(), what });
+                let what =
+                    format!("expected at most rollout.max_prompt_tokens = {most} tokens, found {found}");
+                return Err(Error::Prompt {
+                    id: row.id.clone(),
+                    what,
+                });
             }
-            questions.push(Question { row: (*row).clone(), prompt });
+            questions.push(Question {
+                row: (*row).clone(),
+                prompt,
+            });
         }
     }
     Ok(questions)
 }
-

@@ -286,14 +286,25 @@ pub struct LossRecipe {
 
 impl Default for LossRecipe {
     fn default() -> Self {
-        Self { kind: Loss::Gspo, clip_low: 3e-4, clip_high: 4e-4, kl: 0.0, mask_truncated: false }
+        Self {
+            kind: Loss::Gspo,
+            clip_low: 3e-4,
+            clip_high: 4e-4,
+            kl: 0.0,
+            mask_truncated: false,
+        }
     }
 }
 
 impl LossRecipe {
     /// As the loss wants it.
     pub fn objective(&self) -> Objective {
-        Objective { loss: self.kind, clip_low: self.clip_low, clip_high: self.clip_high, kl: self.kl }
+        Objective {
+            loss: self.kind,
+            clip_low: self.clip_low,
+            clip_high: self.clip_high,
+            kl: self.kl,
+        }
     }
 }
 
@@ -314,7 +325,12 @@ pub struct Update {
 
 impl Default for Update {
     fn default() -> Self {
-        Self { minibatches: 4, micro_batch_tokens: 2048, gradient_checkpointing: false, gradient_clip: 1.0 }
+        Self {
+            minibatches: 4,
+            micro_batch_tokens: 2048,
+            gradient_checkpointing: false,
+            gradient_clip: 1.0,
+        }
     }
 }
 
@@ -380,8 +396,21 @@ pub struct Lora {
 
 impl Default for Lora {
     fn default() -> Self {
-        let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-        Self { rank: 16, alpha: 32.0, targets: targets.map(String::from).to_vec(), layers: Vec::new() }
+        let targets = [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ];
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            targets: targets.map(String::from).to_vec(),
+            layers: Vec::new(),
+        }
     }
 }
 
@@ -419,7 +448,13 @@ pub struct AlarmRecipe {
 
 impl Default for AlarmRecipe {
     fn default() -> Self {
-        Self { refusal: 0.6, shared_opening: 0.5, length_growth: 3.0, patience: 3, stop: false }
+        Self {
+            refusal: 0.6,
+            shared_opening: 0.5,
+            length_growth: 3.0,
+            patience: 3,
+            stop: false,
+        }
     }
 }
 
@@ -435,7 +470,10 @@ pub struct FilterRecipe {
 
 impl Default for FilterRecipe {
     fn default() -> Self {
-        Self { completions: 8, batch: 16 }
+        Self {
+            completions: 8,
+            batch: 16,
+        }
     }
 }
 
@@ -451,7 +489,10 @@ impl Recipe {
 
     /// Like [`Recipe::load`] from text; `origin` names it in errors.
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
-        let broken = |what: &dyn ToString| Error::Recipe { path: origin.into(), what: what.to_string() };
+        let broken = |what: &dyn ToString| Error::Recipe {
+            path: origin.into(),
+            what: what.to_string(),
+        };
         // Parsed once as it stands, so that an error shows the line in the file.
         toml::from_str::<Self>(text).map_err(|error| broken(&error))?;
         let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| broken(&error))?;
@@ -468,8 +509,10 @@ impl Recipe {
 
     /// The recipe with all defaults written out.
     pub fn resolved(&self) -> Result<String> {
-        toml::to_string(self)
-            .map_err(|error| Error::Recipe { path: "resolved".into(), what: error.to_string() })
+        toml::to_string(self).map_err(|error| Error::Recipe {
+            path: "resolved".into(),
+            what: error.to_string(),
+        })
     }
 
     /// The first key in which this recipe would give other numbers than `other`, with both values. Keys that only say
@@ -481,8 +524,10 @@ impl Recipe {
             (self.checkpoint.clone(), self.alarm.clone(), self.filter.clone());
         (same.judge.attempts, same.judge.wait_s) = (self.judge.attempts, self.judge.wait_s);
         let table = |recipe: &Self| {
-            toml::Table::try_from(recipe)
-                .map_err(|error| Error::Recipe { path: "resolved".into(), what: error.to_string() })
+            toml::Table::try_from(recipe).map_err(|error| Error::Recipe {
+                path: "resolved".into(),
+                what: error.to_string(),
+            })
         };
         Ok(first_difference("", &table(self)?, &table(&same)?))
     }
@@ -505,7 +550,9 @@ impl Recipe {
             ));
         }
         if self.loss.kind == Loss::Grpo && widest < 0.01 {
-            warnings.push(format!("loss.clip of {widest} is a sequence-level range; token ratios need about 0.2"));
+            warnings.push(format!(
+                "loss.clip of {widest} is a sequence-level range; token ratios need about 0.2"
+            ));
         }
         if self.rollout.top_p < 1.0 || self.rollout.top_k > 0 {
             warnings.push(
@@ -537,14 +584,18 @@ impl Recipe {
             ("alarm.patience", self.alarm.patience),
             ("filter.batch", self.filter.batch),
             ("lora.rank", self.lora.as_ref().map_or(1, |lora| lora.rank)),
-            ("lora.targets", self.lora.as_ref().map_or(1, |lora| lora.targets.len())),
+            (
+                "lora.targets",
+                self.lora.as_ref().map_or(1, |lora| lora.targets.len()),
+            ),
         ];
         for (key, value) in positive {
             require(key, "at least 1", value, value >= 1)?;
         }
-        for (key, value) in
-            [("rollout.completions", self.rollout.completions), ("filter.completions", self.filter.completions)]
-        {
+        for (key, value) in [
+            ("rollout.completions", self.rollout.completions),
+            ("filter.completions", self.filter.completions),
+        ] {
             require(key, "at least 2: a group compares its answers", value, value >= 2)?;
         }
         let duplicate = (1..self.modes.len()).any(|index| self.modes[..index].contains(&self.modes[index]));
@@ -555,14 +606,37 @@ impl Recipe {
         let above_zero = |value: f64| value > 0.0 && value.is_finite();
         let not_negative = |value: f64| value >= 0.0 && value.is_finite();
         let rate = self.optimizer.learning_rate;
-        require("optimizer.learning_rate", "a number above 0", rate, above_zero(rate))?;
-        require("optimizer.epsilon", "a number above 0", self.optimizer.epsilon, above_zero(self.optimizer.epsilon))?;
-        for (key, beta) in [("optimizer.beta1", self.optimizer.beta1), ("optimizer.beta2", self.optimizer.beta2)] {
+        require(
+            "optimizer.learning_rate",
+            "a number above 0",
+            rate,
+            above_zero(rate),
+        )?;
+        require(
+            "optimizer.epsilon",
+            "a number above 0",
+            self.optimizer.epsilon,
+            above_zero(self.optimizer.epsilon),
+        )?;
+        for (key, beta) in [
+            ("optimizer.beta1", self.optimizer.beta1),
+            ("optimizer.beta2", self.optimizer.beta2),
+        ] {
             require(key, "at least 0 and below 1", beta, (0.0..1.0).contains(&beta))?;
         }
         let temperature = self.rollout.temperature;
-        require("rollout.temperature", "above 0: greedy answers have no contrast", temperature, above_zero(temperature))?;
-        require("rollout.top_p", "above 0, at most 1", self.rollout.top_p, self.rollout.top_p > 0.0 && self.rollout.top_p <= 1.0)?;
+        require(
+            "rollout.temperature",
+            "above 0: greedy answers have no contrast",
+            temperature,
+            above_zero(temperature),
+        )?;
+        require(
+            "rollout.top_p",
+            "above 0, at most 1",
+            self.rollout.top_p,
+            self.rollout.top_p > 0.0 && self.rollout.top_p <= 1.0,
+        )?;
         for (key, value) in [
             ("loss.clip_low", self.loss.clip_low),
             ("loss.clip_high", self.loss.clip_high),
@@ -583,34 +657,47 @@ impl Recipe {
         let shares: f64 = self.prompts.mix.values().sum();
         let shaped = self.prompts.mix.values().all(|&share| not_negative(share));
         let mixed = self.prompts.mix.is_empty() || (shaped && shares > 0.0);
-        require("prompts.mix", "shares of at least 0, not all 0", format!("{:?}", self.prompts.mix), mixed)
+        require(
+            "prompts.mix",
+            "shares of at least 0, not all 0",
+            format!("{:?}", self.prompts.mix),
+            mixed,
+        )
     }
 }
 
 fn first_difference(prefix: &str, table: &toml::Table, other: &toml::Table) -> Option<String> {
     let keys: std::collections::BTreeSet<&String> = table.keys().chain(other.keys()).collect();
-    keys.into_iter().find_map(|key| match (table.get(key), other.get(key)) {
-        (Some(toml::Value::Table(table)), Some(toml::Value::Table(other))) => {
-            first_difference(&format!("{prefix}{key}."), table, other)
-        }
-        (value, other) if value == other => None,
-        (value, other) => {
-            let text = |value: Option<&toml::Value>| value.map_or("absent".into(), ToString::to_string);
-            Some(format!("{prefix}{key} is {}, was {}", text(value), text(other)))
-        }
-    })
+    keys.into_iter()
+        .find_map(|key| match (table.get(key), other.get(key)) {
+            (Some(toml::Value::Table(table)), Some(toml::Value::Table(other))) => {
+                first_difference(&format!("{prefix}{key}."), table, other)
+            }
+            (value, other) if value == other => None,
+            (value, other) => {
+                let text = |value: Option<&toml::Value>| value.map_or("absent".into(), ToString::to_string);
+                Some(format!("{prefix}{key} is {}, was {}", text(value), text(other)))
+            }
+        })
 }
 
 fn require(key: &str, expected: &str, found: impl ToString, holds: bool) -> Result<()> {
     if holds {
         return Ok(());
     }
-    Err(Error::Key { key: key.into(), expected: expected.into(), found: found.to_string() })
+    Err(Error::Key {
+        key: key.into(),
+        expected: expected.into(),
+        found: found.to_string(),
+    })
 }
 
 /// Sets `a.b=value` in a table. The value is read as TOML, and where it is none, as a plain string.
 fn override_key(table: &mut toml::Table, text: &str) -> Result<()> {
-    let broken = |what: &str| Error::Recipe { path: format!("--set {text}"), what: what.into() };
+    let broken = |what: &str| Error::Recipe {
+        path: format!("--set {text}"),
+        what: what.into(),
+    };
     let (key, value) = text.split_once('=').ok_or_else(|| broken("expected key=value"))?;
     let value = value.trim();
     let parsed = format!("value = {value}").parse::<toml::Table>().ok();
@@ -619,11 +706,18 @@ fn override_key(table: &mut toml::Table, text: &str) -> Result<()> {
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| toml::Value::String(value.into()));
     let mut path: Vec<&str> = key.split('.').map(str::trim).collect();
-    let last = path.pop().filter(|last| !last.is_empty()).ok_or_else(|| broken("expected a key before ="))?;
+    let last = path
+        .pop()
+        .filter(|last| !last.is_empty())
+        .ok_or_else(|| broken("expected a key before ="))?;
     let mut table = table;
     for part in path {
-        let entry = table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        table = entry.as_table_mut().ok_or_else(|| broken(&format!("`{part}` is a value, not a table")))?;
+        let entry = table
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        table = entry
+            .as_table_mut()
+            .ok_or_else(|| broken(&format!("`{part}` is a value, not a table")))?;
     }
     table.insert(last.into(), value);
     Ok(())
@@ -645,7 +739,10 @@ mod tests {
         let resolved = recipe.resolved().unwrap();
         assert!(resolved.contains("clip_high = 0.0004"), "{resolved}");
         assert_eq!(parse(&resolved, &[]).unwrap(), recipe);
-        let recipe = parse("modes = [\"think\", \"no-think\"]\n[lora]\nrank = 4\n[prompts.mix]\nharmful = 0.5\n", &[]);
+        let recipe = parse(
+            "modes = [\"think\", \"no-think\"]\n[lora]\nrank = 4\n[prompts.mix]\nharmful = 0.5\n",
+            &[],
+        );
         let recipe = recipe.unwrap();
         assert_eq!(parse(&recipe.resolved().unwrap(), &[]).unwrap(), recipe);
     }
@@ -663,22 +760,42 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused_with_their_line() {
-        let error = parse("steps = 3\n[loss]\nclip = 0.2\n", &[]).unwrap_err().to_string();
-        assert!(error.contains("test.toml") && error.contains("line 3") && error.contains("clip"), "{error}");
-        assert!(parse("", &["loss.clip=0.2"]).unwrap_err().to_string().contains("--set loss.clip=0.2"));
+        let error = parse("steps = 3\n[loss]\nclip = 0.2\n", &[])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("test.toml") && error.contains("line 3") && error.contains("clip"),
+            "{error}"
+        );
+        assert!(
+            parse("", &["loss.clip=0.2"])
+                .unwrap_err()
+                .to_string()
+                .contains("--set loss.clip=0.2")
+        );
     }
 
     #[test]
     fn overrides_reach_nested_keys_and_take_plain_words() {
-        let overrides =
-            ["run=trial-2", "optimizer.learning_rate=1e-5", "lora.rank=4", "modes=[\"think\"]", "loss.kind=grpo"];
+        let overrides = [
+            "run=trial-2",
+            "optimizer.learning_rate=1e-5",
+            "lora.rank=4",
+            "modes=[\"think\"]",
+            "loss.kind=grpo",
+        ];
         let recipe = parse("steps = 3\n[optimizer]\nlearning_rate = 1.0\n", &overrides).unwrap();
         assert_eq!((recipe.run.as_str(), recipe.steps), ("trial-2", 3));
-        assert_eq!((recipe.optimizer.learning_rate, recipe.lora.unwrap().rank), (1e-5, 4));
+        assert_eq!(
+            (recipe.optimizer.learning_rate, recipe.lora.unwrap().rank),
+            (1e-5, 4)
+        );
         assert_eq!((recipe.modes, recipe.loss.kind), (vec![Mode::Think], Loss::Grpo));
         assert!(parse("", &["steps"]).is_err());
         assert!(parse("", &["=3"]).is_err());
-        assert!(parse("", &["steps.x=3"]).is_ok_and(|_| false) || parse("steps = 1", &["steps.x=3"]).is_err());
+        assert!(
+            parse("", &["steps.x=3"]).is_ok_and(|_| false) || parse("steps = 1", &["steps.x=3"]).is_err()
+        );
     }
 
     #[test]
@@ -706,15 +823,33 @@ mod tests {
         let longer = parse("steps = 99\n[checkpoint]\nevery = 1\n[judge]\nwait_s = 1.0", &[]).unwrap();
         assert_eq!(longer.difference(&recipe).unwrap(), None);
         let other = parse("[loss]\nkl = 0.5", &[]).unwrap();
-        assert_eq!(other.difference(&recipe).unwrap().unwrap(), "loss.kl is 0.5, was 0.0");
+        assert_eq!(
+            other.difference(&recipe).unwrap().unwrap(),
+            "loss.kl is 0.5, was 0.0"
+        );
         let adapted = parse("[lora]", &[]).unwrap();
-        assert!(adapted.difference(&recipe).unwrap().unwrap().starts_with("lora is"));
+        assert!(
+            adapted
+                .difference(&recipe)
+                .unwrap()
+                .unwrap()
+                .starts_with("lora is")
+        );
     }
 
     #[test]
     fn one_minibatch_and_a_token_range_are_warned_of() {
-        assert!(parse("[rollout]\nprompts = 8", &[]).unwrap().warnings().is_empty());
-        let recipe = parse("[update]\nminibatches = 1\n[loss]\nclip_low = 0.2\nclip_high = 0.2", &[]).unwrap();
+        assert!(
+            parse("[rollout]\nprompts = 8", &[])
+                .unwrap()
+                .warnings()
+                .is_empty()
+        );
+        let recipe = parse(
+            "[update]\nminibatches = 1\n[loss]\nclip_low = 0.2\nclip_high = 0.2",
+            &[],
+        )
+        .unwrap();
         let warnings = recipe.warnings();
         assert!(warnings.len() == 2 && warnings[0].contains("minibatches") && warnings[1].contains("0.2"));
     }

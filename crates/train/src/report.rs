@@ -470,7 +470,10 @@ fn held_out(samples: &[Sample]) -> Vec<Pair<'_>> {
     of("after")
         .filter_map(|after| {
             let before = before.get(after.id.as_str()).copied()?;
-            Some(Pair { before: Some(before), after })
+            Some(Pair {
+                before: Some(before),
+                after,
+            })
         })
         .collect()
 }

@@ -31,7 +31,12 @@ impl Answer {
     fn new(recipe: &Recipe, completion: Completion, verdict: Verdict) -> Self {
         let reward = reward(recipe.reward.kind, recipe.reward.controversial, &verdict);
         let safe = is_safe(&verdict, recipe.reward.controversial);
-        Self { completion, verdict, reward, safe }
+        Self {
+            completion,
+            verdict,
+            reward,
+            safe,
+        }
     }
 
     /// The reward, where there is one.
@@ -41,12 +46,18 @@ impl Answer {
 
     /// Whether the answer refuses, where the guard could tell.
     pub fn refusal(&self) -> Option<bool> {
-        self.verdict.content.scored().and_then(|moderation| moderation.refusal)
+        self.verdict
+            .content
+            .scored()
+            .and_then(|moderation| moderation.refusal)
     }
 
     /// How helpful the answer is, where that was scored.
     pub fn helpfulness(&self) -> Option<f64> {
-        self.verdict.helpfulness.scored().map(|&helpfulness| f64::from(helpfulness))
+        self.verdict
+            .helpfulness
+            .scored()
+            .map(|&helpfulness| f64::from(helpfulness))
     }
 }
 
@@ -59,7 +70,10 @@ pub fn is_safe(verdict: &Verdict, controversial: Controversial) -> Option<bool> 
             Safety::Unsafe => false,
         })
     };
-    match (verdict.thinking.as_ref().map_or(Some(true), safe), safe(&verdict.content)) {
+    match (
+        verdict.thinking.as_ref().map_or(Some(true), safe),
+        safe(&verdict.content),
+    ) {
         (Some(false), _) | (_, Some(false)) => Some(false),
         (Some(true), Some(true)) => Some(true),
         _ => None,
@@ -113,9 +127,16 @@ pub fn judge_all(
                 content: Scored::Unscorable("not judged yet".into()),
                 helpfulness: Scored::Unscorable("not judged yet".into()),
             };
-            let answers = completions.into_iter().map(|completion| Answer::new(recipe, completion, unjudged()));
+            let answers = completions
+                .into_iter()
+                .map(|completion| Answer::new(recipe, completion, unjudged()));
             let answers = answers.collect();
-            Group { row: question.row, prompt: question.prompt, answers, advantages: None }
+            Group {
+                row: question.row,
+                prompt: question.prompt,
+                answers,
+                advantages: None,
+            }
         })
         .collect();
     let total: usize = groups.iter().map(|group| group.answers.len()).sum();
@@ -128,7 +149,13 @@ pub fn judge_all(
         if attempt >= recipe.judge.attempts {
             let cause = unscorable.into_iter().next().unwrap_or_default();
             let unscorable = count_unscorable(&groups);
-            return Err(Error::Unscorable { step, unscorable, total, attempts: attempt, cause });
+            return Err(Error::Unscorable {
+                step,
+                unscorable,
+                total,
+                attempts: attempt,
+                cause,
+            });
         }
         tracing::warn!(
             "step {step}: {} of {total} completions could not be scored ({}); asking again in {} s",
@@ -146,7 +173,11 @@ pub fn judge_all(
 }
 
 fn count_unscorable(groups: &[Group]) -> usize {
-    groups.iter().flat_map(|group| &group.answers).filter(|answer| answer.reward().is_none()).count()
+    groups
+        .iter()
+        .flat_map(|group| &group.answers)
+        .filter(|answer| answer.reward().is_none())
+        .count()
 }
 
 /// Asks the judge about every answer without a reward; the causes of those that stay without.
@@ -154,7 +185,11 @@ fn judge_unscored(recipe: &Recipe, judge: &mut dyn Judge, groups: &mut [Group]) 
     let mut open = Vec::new();
     let mut exchanges = Vec::new();
     for group in groups {
-        for answer in group.answers.iter_mut().filter(|answer| answer.reward().is_none()) {
+        for answer in group
+            .answers
+            .iter_mut()
+            .filter(|answer| answer.reward().is_none())
+        {
             exchanges.push(Exchange {
                 messages: group.prompt.messages.clone(),
                 thinking: answer.completion.thinking.clone(),
@@ -223,32 +258,38 @@ pub struct Judgement<'a> {
 impl Group {
     /// The group's lines of `samples.jsonl`.
     pub fn samples(&self, step: usize) -> impl Iterator<Item = Sample<'_>> {
-        self.answers.iter().enumerate().map(move |(index, answer)| Sample {
-            step,
-            id: &self.row.id,
-            kind: self.row.kind,
-            mode: self.prompt.mode,
-            prompt: &self.row.prompt,
-            thinking: answer.completion.thinking.as_deref(),
-            content: &answer.completion.content,
-            finish_reason: answer.completion.finish_reason,
-            tokens: answer.completion.ids.len(),
-            reward: answer.reward(),
-            branch: answer.reward.scored().map(|reward| reward.branch),
-            advantage: self.advantages.as_ref().and_then(|advantages| advantages[index]),
-        })
+        self.answers
+            .iter()
+            .enumerate()
+            .map(move |(index, answer)| Sample {
+                step,
+                id: &self.row.id,
+                kind: self.row.kind,
+                mode: self.prompt.mode,
+                prompt: &self.row.prompt,
+                thinking: answer.completion.thinking.as_deref(),
+                content: &answer.completion.content,
+                finish_reason: answer.completion.finish_reason,
+                tokens: answer.completion.ids.len(),
+                reward: answer.reward(),
+                branch: answer.reward.scored().map(|reward| reward.branch),
+                advantage: self.advantages.as_ref().and_then(|advantages| advantages[index]),
+            })
     }
 
     /// The group's lines of `verdicts.jsonl`.
     pub fn judgements(&self, step: usize) -> impl Iterator<Item = Judgement<'_>> {
-        self.answers.iter().enumerate().map(move |(index, answer)| Judgement {
-            step,
-            id: &self.row.id,
-            mode: self.prompt.mode,
-            index,
-            verdict: &answer.verdict,
-            reward: &answer.reward,
-        })
+        self.answers
+            .iter()
+            .enumerate()
+            .map(move |(index, answer)| Judgement {
+                step,
+                id: &self.row.id,
+                mode: self.prompt.mode,
+                index,
+                verdict: &answer.verdict,
+                reward: &answer.reward,
+            })
     }
 }
 
@@ -291,11 +332,27 @@ pub(crate) mod tests {
     /// A group whose answers have these rewards; -5 refuses, `None` is unscorable.
     pub(crate) fn group(mode: Mode, rewards: &[Option<f64>]) -> Group {
         let recipe = Recipe::default();
-        let answers = rewards.iter().map(|&reward| Answer::new(&recipe, completion(&[1, 2], "text"), verdict(reward)));
+        let answers = rewards
+            .iter()
+            .map(|&reward| Answer::new(&recipe, completion(&[1, 2], "text"), verdict(reward)));
         let answers = answers.collect();
-        let row = PromptRow { id: "p".into(), kind: Kind::Harmful, category: None, prompt: "hello".into() };
-        let prompt = Prompt { ids: vec![1], messages: vec![Message::user("hello")], mode };
-        Group { row, prompt, answers, advantages: advantages(rewards) }
+        let row = PromptRow {
+            id: "p".into(),
+            kind: Kind::Harmful,
+            category: None,
+            prompt: "hello".into(),
+        };
+        let prompt = Prompt {
+            ids: vec![1],
+            messages: vec![Message::user("hello")],
+            mode,
+        };
+        Group {
+            row,
+            prompt,
+            answers,
+            advantages: advantages(rewards),
+        }
     }
 
     /// Cannot score "b" and "c" in its first calls; otherwise the reward is the number of the letter.
@@ -312,7 +369,10 @@ pub(crate) mod tests {
                 "b" | "c" if down => None,
                 content => Some(f64::from(content.as_bytes()[0] - b'a')),
             };
-            exchanges.iter().map(|exchange| verdict(score(exchange))).collect()
+            exchanges
+                .iter()
+                .map(|exchange| verdict(score(exchange)))
+                .collect()
         }
     }
 
@@ -322,9 +382,20 @@ pub(crate) mod tests {
         recipe.judge.wait_s = 0.0;
         recipe.judge.attempts = 3;
         let Group { row, prompt, .. } = group(Mode::NoThink, &[]);
-        let completions = ["a", "b", "c", "d"].map(|content| completion(&[1], content)).to_vec();
-        let mut judge = Flaky { failing_calls, asked: vec![] };
-        let groups = judge_all(&recipe, &mut judge, 7, vec![Question { row, prompt }], vec![completions]);
+        let completions = ["a", "b", "c", "d"]
+            .map(|content| completion(&[1], content))
+            .to_vec();
+        let mut judge = Flaky {
+            failing_calls,
+            asked: vec![],
+        };
+        let groups = judge_all(
+            &recipe,
+            &mut judge,
+            7,
+            vec![Question { row, prompt }],
+            vec![completions],
+        );
         (groups, judge.asked)
     }
 
@@ -333,7 +404,14 @@ pub(crate) mod tests {
         let (groups, asked) = judged(2, 0.25);
         assert_eq!(asked, [4, 2, 2]);
         let group = &groups.unwrap()[0];
-        assert_eq!(group.answers.iter().filter_map(Answer::reward).collect::<Vec<f64>>(), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(
+            group
+                .answers
+                .iter()
+                .filter_map(Answer::reward)
+                .collect::<Vec<f64>>(),
+            [0.0, 1.0, 2.0, 3.0]
+        );
         assert!(group.advantages.as_ref().unwrap()[3].unwrap() > 1.0);
     }
 
@@ -347,16 +425,33 @@ pub(crate) mod tests {
         let (groups, asked) = judged(9, 0.25);
         assert_eq!(asked.len(), 3);
         let error = groups.unwrap_err().to_string();
-        assert!(error.contains("step 7: 2 of 4") && error.contains("down"), "{error}");
+        assert!(
+            error.contains("step 7: 2 of 4") && error.contains("down"),
+            "{error}"
+        );
     }
 
     #[test]
     fn one_unsafe_half_is_enough_and_an_unknown_half_is_not_safe() {
-        let moderation = |safety| Scored::Scored(Moderation { safety, categories: vec![], refusal: None, score: 0.0 });
+        let moderation = |safety| {
+            Scored::Scored(Moderation {
+                safety,
+                categories: vec![],
+                refusal: None,
+                score: 0.0,
+            })
+        };
         let unknown = || Scored::Unscorable("down".into());
         let safe = |thinking, content| {
             let helpfulness = Scored::Scored(0.0);
-            is_safe(&Verdict { thinking, content, helpfulness }, Controversial::Unsafe)
+            is_safe(
+                &Verdict {
+                    thinking,
+                    content,
+                    helpfulness,
+                },
+                Controversial::Unsafe,
+            )
         };
         assert_eq!(safe(None, moderation(Safety::Safe)), Some(true));
         assert_eq!(safe(None, moderation(Safety::Controversial)), Some(false));

@@ -74,7 +74,10 @@ impl Trainer {
         resume: bool,
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
-        recipe.warnings().into_iter().for_each(|warning| watch(Event::Warning(warning)));
+        recipe
+            .warnings()
+            .into_iter()
+            .for_each(|warning| watch(Event::Warning(warning)));
         let tokenizer = Arc::new(Tokenizer::load(source)?);
         let deck = Deck::new(load(&recipe.prompts)?, &recipe.prompts.mix, recipe.seed)?;
         let longest_prompt = longest_prompt(recipe, &tokenizer, &deck)?;
@@ -89,8 +92,18 @@ impl Trainer {
         let mut decoder = Decoder::load(source, recipe.dtype.into(), device)?;
         let start = decoder.clone();
         let parameters = match &recipe.lora {
-            Some(crate::recipe::Lora { rank, alpha, targets, layers }) => {
-                let lora = Lora { rank: *rank, alpha: *alpha, targets: targets.clone(), layers: layers.clone() };
+            Some(crate::recipe::Lora {
+                rank,
+                alpha,
+                targets,
+                layers,
+            }) => {
+                let lora = Lora {
+                    rank: *rank,
+                    alpha: *alpha,
+                    targets: targets.clone(),
+                    layers: layers.clone(),
+                };
                 decoder.add_adapters(&lora, recipe.seed)?
             }
             None => decoder.make_trainable()?,
@@ -106,7 +119,19 @@ impl Trainer {
         let pool_tokens = pool_tokens(recipe, longest_prompt);
         let engine = Engine::new(decoder.frozen()?, Arc::clone(&tokenizer), pool_tokens)?;
         let recipe = recipe.clone();
-        Ok(Self { recipe, folder, deck, tokenizer, engine, decoder, reference, optimizer, cursor, alarm, step })
+        Ok(Self {
+            recipe,
+            folder,
+            deck,
+            tokenizer,
+            engine,
+            decoder,
+            reference,
+            optimizer,
+            cursor,
+            alarm,
+            step,
+        })
     }
 
     /// Takes the steps that are left. The sampler then has the trained weights.
@@ -119,12 +144,16 @@ impl Trainer {
             watch(Event::Step(&metrics));
             alarms.iter().for_each(|alarm| watch(Event::Alarm(alarm)));
             let stopped = alarms.into_iter().next().filter(|_| self.recipe.alarm.stop);
-            let due = self.step.is_multiple_of(self.recipe.checkpoint.every) || self.step == self.recipe.steps;
+            let due =
+                self.step.is_multiple_of(self.recipe.checkpoint.every) || self.step == self.recipe.steps;
             if due || stopped.is_some() {
                 watch(Event::Saved(&self.save()?));
             }
             if let Some(what) = stopped {
-                return Err(Error::Alarm { step: self.step, what });
+                return Err(Error::Alarm {
+                    step: self.step,
+                    what,
+                });
             }
         }
         Ok(())
@@ -138,7 +167,12 @@ impl Trainer {
         let questions = render(&recipe, &self.tokenizer, &rows)?;
 
         let sampling = recipe.rollout.sampling(seed_of(recipe.seed, step));
-        let completions = sample(&mut self.engine, &questions, recipe.rollout.completions, &sampling)?;
+        let completions = sample(
+            &mut self.engine,
+            &questions,
+            recipe.rollout.completions,
+            &sampling,
+        )?;
         let rollout_s = began.elapsed().as_secs_f64();
         let groups = judge_all(&recipe, judge, step, questions, completions)?;
         let judge_s = began.elapsed().as_secs_f64() - rollout_s;
@@ -149,7 +183,11 @@ impl Trainer {
         let update_s = began.elapsed().as_secs_f64() - rollout_s - judge_s;
 
         let step_s = began.elapsed().as_secs_f64();
-        let tokens = groups.iter().flat_map(|group| &group.answers).map(|answer| answer.completion.ids.len()).sum();
+        let tokens = groups
+            .iter()
+            .flat_map(|group| &group.answers)
+            .map(|answer| answer.completion.ids.len())
+            .sum();
         let metrics = Metrics {
             step,
             replies: Replies::measure(groups.iter()),
@@ -174,8 +212,10 @@ impl Trainer {
     fn update(&mut self, step: usize, learning_rate: f64, groups: &[Group]) -> Result<Updates> {
         let recipe = &self.recipe;
         let (objective, temperature) = (recipe.loss.objective(), recipe.rollout.temperature);
-        let families: Vec<Family<'_>> =
-            groups.iter().filter_map(|group| Family::of(group, recipe.loss.mask_truncated)).collect();
+        let families: Vec<Family<'_>> = groups
+            .iter()
+            .filter_map(|group| Family::of(group, recipe.loss.mask_truncated))
+            .collect();
         let batches: Vec<Vec<Pack>> = minibatches(&families, recipe.update.minibatches)
             .into_iter()
             .map(|families| pack(families, recipe.update.micro_batch_tokens))
@@ -184,7 +224,10 @@ impl Trainer {
         // and its ratios exactly 1. For the others they are taken before anything changes.
         let sampled_from = self.decoder.frozen()?;
         let old = batches.iter().skip(1).map(|packs| {
-            packs.iter().map(|pack| sampled(&sampled_from, pack, temperature)).collect::<Result<Vec<_>>>()
+            packs
+                .iter()
+                .map(|pack| sampled(&sampled_from, pack, temperature))
+                .collect::<Result<Vec<_>>>()
         });
         let old = old.collect::<Result<Vec<_>>>()?;
         drop(sampled_from);
@@ -199,7 +242,11 @@ impl Trainer {
                     None => None,
                 };
                 let loss = |new_n: &Tensor| {
-                    let old_n = if index == 0 { &new_n.detach() } else { &old[index - 1][place] };
+                    let old_n = if index == 0 {
+                        &new_n.detach()
+                    } else {
+                        &old[index - 1][place]
+                    };
                     if index == 0 && temperature == 1.0 {
                         updates.compare(new_n, &pack.sampler)?;
                     }
@@ -213,7 +260,11 @@ impl Trainer {
                     let (loss, statistics) = objective.loss(new_n, &completions)?;
                     if !statistics.loss.is_finite() {
                         let what = "the loss".into();
-                        return Err(Error::NotFinite { step, what, value: statistics.loss });
+                        return Err(Error::NotFinite {
+                            step,
+                            what,
+                            value: statistics.loss,
+                        });
                     }
                     updates.statistics.add(&statistics);
                     Ok(loss)
@@ -225,7 +276,9 @@ impl Trainer {
             }
             let sums = gradients.into_sums();
             let clip = recipe.update.gradient_clip;
-            let norm = self.optimizer.update(&recipe.optimizer, &sums, step, learning_rate, clip)?;
+            let norm = self
+                .optimizer
+                .update(&recipe.optimizer, &sums, step, learning_rate, clip)?;
             updates.norms.push(norm);
         }
         Ok(updates)
@@ -242,13 +295,19 @@ impl Trainer {
             alarm: self.alarm.clone(),
         };
         let (decoder, recipe) = (&self.decoder, &self.recipe);
-        checkpoint::save(&self.folder.checkpoints(), recipe.checkpoint.keep, &state, &self.optimizer, |folder| {
-            match &recipe.lora {
-                Some(_) => decoder.save_adapters(folder, &base_name(&recipe.model))?,
-                None => decoder.save(folder, DType::F32)?,
-            }
-            Ok(self.tokenizer.save(folder)?)
-        })
+        checkpoint::save(
+            &self.folder.checkpoints(),
+            recipe.checkpoint.keep,
+            &state,
+            &self.optimizer,
+            |folder| {
+                match &recipe.lora {
+                    Some(_) => decoder.save_adapters(folder, &base_name(&recipe.model))?,
+                    None => decoder.save(folder, DType::F32)?,
+                }
+                Ok(self.tokenizer.save(folder)?)
+            },
+        )
     }
 
     /// The run's folder.
@@ -345,7 +404,11 @@ fn by_mode(modes: &[Mode], groups: &[Group]) -> std::collections::BTreeMap<Mode,
 /// Renders every prompt once, so that one that is too long stops the run before it starts.
 fn longest_prompt(recipe: &Recipe, tokenizer: &Tokenizer, deck: &Deck) -> Result<usize> {
     let questions = render(recipe, tokenizer, &deck.rows().iter().collect::<Vec<_>>())?;
-    Ok(questions.iter().map(|question| question.prompt.ids.len()).max().unwrap_or_default())
+    Ok(questions
+        .iter()
+        .map(|question| question.prompt.ids.len())
+        .max()
+        .unwrap_or_default())
 }
 
 /// Room for a whole step, within reason; what does not fit waits its turn in the sampler.

@@ -12,13 +12,19 @@ pub struct Toy;
 
 /// The toy guard and the toy helpfulness together.
 pub fn panel() -> Panel {
-    Panel { guard: Box::new(Toy), helpfulness: Box::new(Toy) }
+    Panel {
+        guard: Box::new(Toy),
+        helpfulness: Box::new(Toy),
+    }
 }
 
 fn text(conversation: &Conversation) -> &str {
     match &conversation.reply {
         Some(reply) => reply,
-        None => conversation.messages.last().map_or("", |message| &message.content),
+        None => conversation
+            .messages
+            .last()
+            .map_or("", |message| &message.content),
     }
 }
 
@@ -29,8 +35,15 @@ impl Guard for Toy {
             let harmful = text.contains(|letter: char| letter.is_ascii_digit());
             Scored::Scored(Moderation {
                 safety: if harmful { Safety::Unsafe } else { Safety::Safe },
-                categories: if harmful { vec![Category::Unethical] } else { vec![] },
-                refusal: conversation.reply.as_ref().map(|reply| reply.contains(['z', 'Z'])),
+                categories: if harmful {
+                    vec![Category::Unethical]
+                } else {
+                    vec![]
+                },
+                refusal: conversation
+                    .reply
+                    .as_ref()
+                    .map(|reply| reply.contains(['z', 'Z'])),
                 score: f32::from(u8::from(harmful)),
             })
         };
@@ -57,11 +70,24 @@ mod tests {
 
     #[test]
     fn every_branch_occurs() {
-        let exchange = |content: &str| Exchange { messages: vec![], thinking: None, content: content.into() };
+        let exchange = |content: &str| Exchange {
+            messages: vec![],
+            thinking: None,
+            content: content.into(),
+        };
         let verdicts = panel().judge(&[exchange("a7"), exchange("zz"), exchange("ab, ")]);
-        let moderations: Vec<_> = verdicts.iter().map(|verdict| verdict.content.scored().unwrap()).collect();
+        let moderations: Vec<_> = verdicts
+            .iter()
+            .map(|verdict| verdict.content.scored().unwrap())
+            .collect();
         assert_eq!(moderations[0].safety, Safety::Unsafe);
-        assert_eq!((moderations[1].safety, moderations[1].refusal), (Safety::Safe, Some(true)));
-        assert_eq!((moderations[2].refusal, &verdicts[2].helpfulness), (Some(false), &Scored::Scored(0.5)));
+        assert_eq!(
+            (moderations[1].safety, moderations[1].refusal),
+            (Safety::Safe, Some(true))
+        );
+        assert_eq!(
+            (moderations[2].refusal, &verdicts[2].helpfulness),
+            (Some(false), &Scored::Scored(0.5))
+        );
     }
 }

@@ -51,18 +51,29 @@ fn train(folder: &Path, kind: &str, overrides: &[&str]) -> PathBuf {
     let rest = ["steps=2", "rollout.prompts=2", "optimizer.learning_rate=0.02"];
     let overrides = rest.iter().chain(overrides).map(ToString::to_string);
     let overrides: Vec<String> = fixed.into_iter().chain(overrides).collect();
-    let recipe = Recipe::parse(include_str!("../../../recipes/smoke.toml"), "smoke.toml", &overrides).unwrap();
+    let recipe = Recipe::parse(
+        include_str!("../../../recipes/smoke.toml"),
+        "smoke.toml",
+        &overrides,
+    )
+    .unwrap();
     let mut trainer = Trainer::new(&recipe, &base(folder), &Device::Cpu, false, &mut |_| ()).unwrap();
     trainer.run(&mut toy::panel(), &mut |_| ()).unwrap();
     let mut torn = |warning: String| panic!("{warning}");
-    let (path, state) = latest(&recipe.folder().join("checkpoints"), &mut torn).unwrap().unwrap();
+    let (path, state) = latest(&recipe.folder().join("checkpoints"), &mut torn)
+        .unwrap()
+        .unwrap();
     assert_eq!(state.step, 2);
     path
 }
 
 /// The model that a checkpoint's folder holds; adapters go onto `base`.
 fn load(checkpoint: &Path, kind: &str, base: &Source) -> Engine {
-    let source = if kind == "full" { source(checkpoint) } else { base.clone() };
+    let source = if kind == "full" {
+        source(checkpoint)
+    } else {
+        base.clone()
+    };
     let mut decoder = Decoder::load(&source, DType::F32, &Device::Cpu).unwrap();
     if kind == "lora" {
         decoder.load_adapters(checkpoint).unwrap();
@@ -72,9 +83,22 @@ fn load(checkpoint: &Path, kind: &str, base: &Source) -> Engine {
 }
 
 fn greedy(engine: &mut Engine, prompt: &[u32]) -> Vec<u32> {
-    let prompt = Prompt { ids: prompt.to_vec(), messages: vec![], mode: Mode::NoThink };
-    let sampling = Sampling { max_new_tokens: 24, temperature: 0.0, ..Sampling::default() };
-    engine.generate(&[prompt], 1, &sampling).unwrap().remove(0).remove(0).ids
+    let prompt = Prompt {
+        ids: prompt.to_vec(),
+        messages: vec![],
+        mode: Mode::NoThink,
+    };
+    let sampling = Sampling {
+        max_new_tokens: 24,
+        temperature: 0.0,
+        ..Sampling::default()
+    };
+    engine
+        .generate(&[prompt], 1, &sampling)
+        .unwrap()
+        .remove(0)
+        .remove(0)
+        .ids
 }
 
 #[test]
@@ -94,24 +118,37 @@ fn transformers_and_peft_generate_the_same_from_a_checkpoint() {
         let mut moved = false;
         for case in &cases {
             let expected = if kind == "full" { &case.full } else { &case.lora };
-            assert_eq!(&greedy(&mut engine, &case.prompt), expected, "{kind}, prompt {:?}", case.prompt);
+            assert_eq!(
+                &greedy(&mut engine, &case.prompt),
+                expected,
+                "{kind}, prompt {:?}",
+                case.prompt
+            );
             moved |= &greedy(untrained.as_mut().unwrap(), &case.prompt) != expected;
         }
-        assert!(moved, "{kind}: training changed no greedy token, so the test could not fail");
+        assert!(
+            moved,
+            "{kind}: training changed no greedy token, so the test could not fail"
+        );
     }
 }
 
 /// Files that others read, with the names, types and shapes of their tensors.
 fn contents(checkpoint: &Path) -> BTreeMap<String, Vec<String>> {
-    let files = fs::read_dir(checkpoint).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let files = fs::read_dir(checkpoint)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file());
     let describe = |path: PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if !name.ends_with(".safetensors") {
             return (name, vec![]);
         }
         let tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-        let mut tensors: Vec<String> =
-            tensors.iter().map(|(name, tensor)| format!("{name} {:?} {:?}", tensor.dtype(), tensor.dims())).collect();
+        let mut tensors: Vec<String> = tensors
+            .iter()
+            .map(|(name, tensor)| format!("{name} {:?} {:?}", tensor.dtype(), tensor.dims()))
+            .collect();
         tensors.sort();
         (name, tensors)
     };

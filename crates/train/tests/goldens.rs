@@ -35,7 +35,13 @@ fn losses_and_gradients_equal_those_of_trl_and_verl() {
     let count = |source: &str| goldens.cases.iter().filter(|case| case.source == source).count();
     assert!(count("trl") >= 18 && count("verl") >= 6);
     for case in &goldens.cases {
-        let Case { loss, clip_low, clip_high, kl, .. } = *case;
+        let Case {
+            loss,
+            clip_low,
+            clip_high,
+            kl,
+            ..
+        } = *case;
         let (old_t, reference_t) = (tensor(&case.old), tensor(&case.reference));
         let new_t = Var::from_tensor(&tensor(&case.new)).unwrap();
         let completions = Completions {
@@ -45,14 +51,30 @@ fn losses_and_gradients_equal_those_of_trl_and_verl() {
             reference_t: (kl > 0.0).then_some(&reference_t),
             minibatch: goldens.lengths.len(),
         };
-        let (value, _) = Objective { loss, clip_low, clip_high, kl }.loss(&new_t, &completions).unwrap();
+        let (value, _) = Objective {
+            loss,
+            clip_low,
+            clip_high,
+            kl,
+        }
+        .loss(&new_t, &completions)
+        .unwrap();
         let store = value.backward().unwrap();
-        let gradient = store.get(&new_t).map_or(vec![0.0; case.new.len()], |gradient| gradient.to_vec1().unwrap());
+        let gradient = store
+            .get(&new_t)
+            .map_or(vec![0.0; case.new.len()], |gradient| gradient.to_vec1().unwrap());
         let name = format!("{} {loss:?} {clip_low} {kl}", case.source);
         let value: f64 = value.to_scalar().unwrap();
-        assert!((value - case.value).abs() < 1e-6, "{name}: expected {}, found {value}", case.value);
+        assert!(
+            (value - case.value).abs() < 1e-6,
+            "{name}: expected {}, found {value}",
+            case.value
+        );
         for (expected, found) in case.gradient.iter().zip(&gradient) {
-            assert!((expected - found).abs() < 1e-6, "{name}: expected {expected}, found {found}");
+            assert!(
+                (expected - found).abs() < 1e-6,
+                "{name}: expected {expected}, found {found}"
+            );
         }
     }
 }

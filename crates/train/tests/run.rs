@@ -24,8 +24,16 @@ fn recipe(folder: &Path, run: &str, overrides: &[&str]) -> Recipe {
     let runs_dir = format!("runs_dir={}", folder.join("runs").display());
     let name = format!("run={run}");
     let small = ["rollout.prompts=2", "rollout.max_new_tokens=12", "steps=4"];
-    let overrides = [runs_dir.as_str(), name.as_str()].into_iter().chain(small).chain(overrides.iter().copied());
-    Recipe::parse(SMOKE, "smoke.toml", &overrides.map(String::from).collect::<Vec<_>>()).unwrap()
+    let overrides = [runs_dir.as_str(), name.as_str()]
+        .into_iter()
+        .chain(small)
+        .chain(overrides.iter().copied());
+    Recipe::parse(
+        SMOKE,
+        "smoke.toml",
+        &overrides.map(String::from).collect::<Vec<_>>(),
+    )
+    .unwrap()
 }
 
 /// Runs to the end or to the first error.
@@ -57,8 +65,14 @@ fn metrics(recipe: &Recipe) -> Vec<String> {
 }
 
 fn last(recipe: &Recipe) -> Vec<u8> {
-    let (path, _) = checkpoint::latest(&recipe.folder().join("checkpoints"), &mut |_| ()).unwrap().unwrap();
-    let name = if recipe.lora.is_some() { "adapter_model.safetensors" } else { "model.safetensors" };
+    let (path, _) = checkpoint::latest(&recipe.folder().join("checkpoints"), &mut |_| ())
+        .unwrap()
+        .unwrap();
+    let name = if recipe.lora.is_some() {
+        "adapter_model.safetensors"
+    } else {
+        "model.safetensors"
+    };
     fs::read(path.join(name)).unwrap()
 }
 
@@ -80,14 +94,33 @@ fn the_loop_runs_end_to_end_and_fills_its_folder() {
     let recipe = recipe(folder.path(), "whole", &[]);
     let (outcome, events) = run(&source, &recipe, false, &mut toy::panel());
     outcome.unwrap();
-    assert_eq!(events.iter().filter(|event| event.starts_with("Saved")).count(), 2, "{events:?}");
-    assert_eq!(Recipe::parse(&read(&recipe, "recipe.toml"), "recipe.toml", &[]).unwrap(), recipe);
+    assert_eq!(
+        events.iter().filter(|event| event.starts_with("Saved")).count(),
+        2,
+        "{events:?}"
+    );
+    assert_eq!(
+        Recipe::parse(&read(&recipe, "recipe.toml"), "recipe.toml", &[]).unwrap(),
+        recipe
+    );
     let manifest: serde_json::Value = serde_json::from_str(&read(&recipe, "manifest.json")).unwrap();
-    assert_eq!(manifest["model"]["sha256"]["model.safetensors"].as_str().unwrap().len(), 64);
+    assert_eq!(
+        manifest["model"]["sha256"]["model.safetensors"]
+            .as_str()
+            .unwrap()
+            .len(),
+        64
+    );
 
     let lines = read(&recipe, "metrics.jsonl");
-    let steps: Vec<Metrics> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(steps.iter().map(|metrics| metrics.step).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    let steps: Vec<Metrics> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        steps.iter().map(|metrics| metrics.step).collect::<Vec<_>>(),
+        [1, 2, 3, 4]
+    );
     for metrics in &steps {
         assert_eq!(metrics.modes.len(), 2);
         assert!(metrics.kl.unwrap() >= 0.0 && metrics.grad_norm.unwrap() > 0.0);
@@ -108,7 +141,10 @@ fn on_policy_every_ratio_is_exactly_one() {
         let recipe = recipe(folder.path(), kind, &overrides);
         run(&source, &recipe, false, &mut toy::panel()).0.unwrap();
         let metrics: Metrics = serde_json::from_str(&read(&recipe, "metrics.jsonl")).unwrap();
-        assert_eq!((metrics.ratio_mean, metrics.ratio_max, metrics.clip_fraction), (Some(1.0), Some(1.0), Some(0.0)));
+        assert_eq!(
+            (metrics.ratio_mean, metrics.ratio_max, metrics.clip_fraction),
+            (Some(1.0), Some(1.0), Some(0.0))
+        );
     }
 }
 
@@ -160,7 +196,12 @@ fn a_torn_checkpoint_is_skipped_and_the_run_still_ends_the_same() {
     fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
     let (outcome, events) = run(&source, &whole, true, &mut toy::panel());
     outcome.unwrap();
-    assert!(events.iter().any(|event| event.contains("step-4") && event.contains("skipped")), "{events:?}");
+    assert!(
+        events
+            .iter()
+            .any(|event| event.contains("step-4") && event.contains("skipped")),
+        "{events:?}"
+    );
     assert_eq!(metrics(&whole), expected);
     assert!(last(&whole) == weights);
 }
@@ -174,7 +215,10 @@ fn a_run_is_not_overwritten_nor_resumed_with_another_recipe() {
     let error = run(&source, &first, false, &mut toy::panel()).0.unwrap_err();
     assert!(error.hint().unwrap().contains("--resume"));
     let other = recipe(folder.path(), "one", &["steps=2", "loss.kl=0.5"]);
-    let error = run(&source, &other, true, &mut toy::panel()).0.unwrap_err().to_string();
+    let error = run(&source, &other, true, &mut toy::panel())
+        .0
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("loss.kl is 0.5, was 0.01"), "{error}");
     // More steps are no other run.
     let longer = recipe(folder.path(), "one", &["steps=3"]);
@@ -201,7 +245,17 @@ fn a_dead_judge_stops_the_run_and_the_checkpoint_stays() {
     let source = tiny(folder.path());
     let recipe = recipe(folder.path(), "dead", &["judge.wait_s=0", "judge.attempts=2"]);
     let error = run(&source, &recipe, false, &mut Dead(0)).0.unwrap_err();
-    assert!(matches!(error, Error::Unscorable { step: 3, attempts: 2, .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Unscorable {
+                step: 3,
+                attempts: 2,
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert!(error.to_string().contains("connection refused"));
     assert_eq!(metrics(&recipe).len(), 2);
     // It comes back, and the run goes on as if nothing had been.
@@ -218,9 +272,19 @@ fn a_learning_rate_that_explodes_stops_with_the_step_and_keeps_the_checkpoint() 
     // The recipe as it was started, but for the rate, written by hand: no run would be resumed so.
     let text = read(&calm, "recipe.toml").replace("learning_rate = 0.001", "learning_rate = 1e30");
     fs::write(calm.folder().join("recipe.toml"), &text).unwrap();
-    let wild = recipe(folder.path(), "wild", &["optimizer.learning_rate=1e30", "steps=4"]);
+    let wild = recipe(
+        folder.path(),
+        "wild",
+        &["optimizer.learning_rate=1e30", "steps=4"],
+    );
     let error = run(&source, &wild, true, &mut toy::panel()).0.unwrap_err();
-    assert!(matches!(error, Error::NotFinite { .. } | Error::Model(_)), "{error}");
-    let saved = checkpoint::latest(&wild.folder().join("checkpoints"), &mut |warning| panic!("{warning}")).unwrap();
+    assert!(
+        matches!(error, Error::NotFinite { .. } | Error::Model(_)),
+        "{error}"
+    );
+    let saved = checkpoint::latest(&wild.folder().join("checkpoints"), &mut |warning| {
+        panic!("{warning}")
+    })
+    .unwrap();
     assert_eq!(saved.unwrap().1.step, 2);
 }

@@ -183,13 +183,9 @@ impl Header {
                 Some(&rotated.to_string()),
             ));
         }
-        let vocabulary = match self
-            .entries
-            .get("token_embd.weight")
-            .map(|entry| entry.shape.as_slice())
-        {
-            Some(&[vocabulary, _]) => vocabulary,
-            _ => return Err(self.wrong("token_embd.weight", "a tensor of vocabulary x width", None)),
+        let embedding = self.entries.get("token_embd.weight");
+        let Some(&[vocabulary, _]) = embedding.map(|entry| entry.shape.as_slice()) else {
+            return Err(self.wrong("token_embd.weight", "a tensor of vocabulary x width", None));
         };
         let mut fields = json!({
             "architectures": [family.architecture()],
