@@ -17,7 +17,7 @@ pub(crate) fn train(arguments: &HeadsTrain) -> Result<()> {
     let mut heads = heads::to_train(&arguments.output, &base)?;
     let mut watch = Watch::default();
     let trained = train_guard(&recipe, &arguments.data, &base.features, &mut heads, &mut |p| {
-        watch.update(p)
+        watch.update(p);
     })?;
     heads.save(&arguments.output)?;
     say(&format!("saved {}", arguments.output.display()));
