@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use model::config::Config;
-use train::recipe::Recipe;
+use train::recipe::{Lora, Recipe};
 
 const GIB: f64 = 1_073_741_824.0;
 /// Bytes of a number; the CPU computes in f32.
@@ -57,18 +57,22 @@ fn parameters(config: &Config) -> f64 {
 }
 
 /// The parameters that LoRA adds to a model of this shape.
-fn adapter_parameters(config: &Config, rank: usize, targets: &[String]) -> f64 {
+fn adapter_parameters(config: &Config, lora: &Lora) -> f64 {
     let (hidden, inner) = (config.hidden, config.intermediate);
     let queries = config.heads * config.head_dim;
     let keys = config.key_value_heads * config.head_dim;
-    let sides = |target: &str| match target {
+    let sides = |target: &String| match target.as_str() {
         "q_proj" | "o_proj" => hidden + queries,
         "k_proj" | "v_proj" => hidden + keys,
         "gate_proj" | "up_proj" | "down_proj" => hidden + inner,
         _ => 0,
     };
-    let a_layer: usize = targets.iter().map(|target| sides(target)).sum();
-    (a_layer * rank * config.layers) as f64
+    let layers = if lora.layers.is_empty() {
+        config.layers
+    } else {
+        lora.layers.len()
+    };
+    (lora.targets.iter().map(sides).sum::<usize>() * lora.rank * layers) as f64
 }
 
 /// The parts of a run's memory, in bytes.
@@ -76,7 +80,7 @@ pub(crate) fn memory(size: &Size, recipe: &Recipe) -> Vec<(&'static str, f64)> {
     let all = size.parameters();
     let trained = match (&recipe.lora, size) {
         (None, _) => all,
-        (Some(lora), Size::Known(config)) => adapter_parameters(config, lora.rank, &lora.targets),
+        (Some(lora), Size::Known(config)) => adapter_parameters(config, lora),
         // Adapters of rank 16 on every projection are about one in a hundred.
         (Some(lora), Size::Named(_)) => all * 0.01 * lora.rank as f64 / 16.0,
     };
@@ -120,19 +124,24 @@ fn activations(config: &Config, recipe: &Recipe) -> f64 {
     (recipe.update.micro_batch_tokens * kept) as f64 * F32
 }
 
-/// Floating-point operations of a step, in passes of the model over every token: one to sample, three to update (four
-/// with checkpointing), one for the policy that sampled in all but the first minibatch, one for the KL term.
+/// Floating-point operations of a step, in passes of the model over every token: one to sample, three to update (two
+/// with LoRA, whose frozen weights need no gradient; one more with checkpointing), one for the KL term, and one for the
+/// policy that sampled, in all but the first minibatch, unless the sampler's own log-probabilities serve.
 pub(crate) fn operations_a_step(size: &Size, recipe: &Recipe) -> f64 {
-    let rollout = &recipe.rollout;
+    let Recipe { rollout, update, .. } = recipe;
     let tokens = (rollout.prompts * recipe.modes.len() * rollout.completions * rollout.max_new_tokens) as f64;
-    let update = if recipe.update.gradient_checkpointing {
-        4.0
-    } else {
-        3.0
-    };
-    let old = 1.0 - 1.0 / recipe.update.minibatches as f64;
-    let reference = if recipe.loss.kl > 0.0 { 1.0 } else { 0.0 };
-    2.0 * size.parameters() * tokens * (1.0 + update + old + reference)
+    let passes = [
+        1.0,
+        if recipe.lora.is_some() { 2.0 } else { 3.0 },
+        if update.gradient_checkpointing { 1.0 } else { 0.0 },
+        if recipe.loss.kl > 0.0 { 1.0 } else { 0.0 },
+        if rollout.temperature == 1.0 {
+            0.0
+        } else {
+            1.0 - 1.0 / update.minibatches as f64
+        },
+    ];
+    2.0 * size.parameters() * tokens * passes.iter().sum::<f64>()
 }
 
 /// Operations a second of this machine in a matrix product; `None` where it cannot be measured.
@@ -193,14 +202,16 @@ mod tests {
         };
         assert_eq!(total(&full), 16e9);
         let lora = Recipe {
-            lora: Some(train::recipe::Lora::default()),
+            lora: Some(Lora::default()),
             ..full.clone()
         };
         assert!(total(&lora) < 0.3 * total(&full));
+        let operations = |recipe: &Recipe| operations_a_step(&Size::Named(1e9), recipe);
+        assert!(operations(&lora) < operations(&full));
         let mut kl = full.clone();
         kl.loss.kl = 0.1;
         assert_eq!(total(&kl), 20e9);
-        assert!(operations_a_step(&Size::Named(1e9), &kl) > operations_a_step(&Size::Named(1e9), &full));
+        assert!(operations(&kl) > operations(&full));
     }
 
     #[test]

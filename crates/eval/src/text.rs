@@ -24,8 +24,8 @@ pub(crate) fn contains_phrase(text: &str, phrase: &str) -> bool {
         // "7" is not in "7.5" nor in "1,7": a point or comma between digits joins them.
         let joined = matches!(next, Some('.' | ',')) && after.next().is_some_and(|c| c.is_ascii_digit());
         let digits = phrase.ends_with(|c: char| c.is_ascii_digit());
-        let inside = before.is_some_and(char::is_alphanumeric) || next.is_some_and(char::is_alphanumeric);
-        !inside && !(digits && joined)
+        let goes_on = next.is_some_and(char::is_alphanumeric) || (digits && joined);
+        !goes_on && !before.is_some_and(char::is_alphanumeric)
     })
 }
 

@@ -223,9 +223,9 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(folder).map_err(|source| Error::file(folder, source))? {
         let path = entry.map_err(|source| Error::file(folder, source))?.path();
         if path.is_dir() {
-            found.extend(files(&path)?)
+            found.extend(files(&path)?);
         } else {
-            found.push(path)
+            found.push(path);
         }
     }
     found.sort();

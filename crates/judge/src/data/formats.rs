@@ -574,7 +574,7 @@ mod tests {
             &folder.path().join(path),
             Some(&folder.path().join("prompts.jsonl"))
                 .filter(|p| p.exists())
-                .map(|p| p.as_path()),
+                .map(std::path::PathBuf::as_path),
         )
     }
 
