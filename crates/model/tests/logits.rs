@@ -331,8 +331,11 @@ fn bf16_is_near_f32_and_frozen_equals_trainable() -> Outcome {
     Ok(())
 }
 
+/// A decoder with adapters, and the adapters' variables by name.
+type Adapted = (Decoder, Vec<(String, Var)>);
+
 /// The tiny model with adapters whose numbers are all seeded, as goldens/logits/checkpoints.py loads it.
-fn adapted() -> Result<(Decoder, Vec<(String, Var)>), Box<dyn Error>> {
+fn adapted() -> Result<Adapted, Box<dyn Error>> {
     let mut decoder = seeded::tiny_decoder(Family::Qwen3, true)?;
     let targets = vec!["q_proj".into(), "v_proj".into(), "down_proj".into()];
     let variables = decoder.add_adapters(
