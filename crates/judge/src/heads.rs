@@ -75,6 +75,13 @@ pub struct Decision {
     pub temperature: f32,
     /// The probability from which the answer is yes.
     pub threshold: f32,
+    /// Of a reply's risk: how much the log-odds that its prompt is harmful count beside the reply's own. The prompts'
+    /// head has seen far more prompts than the replies' head has, and spares harmless answers to harmless prompts.
+    #[serde(default)]
+    pub prompt_weight: f32,
+    /// Added to the logits of every class but the first.
+    #[serde(default)]
+    pub bias: f32,
 }
 
 impl Default for Decision {
@@ -82,6 +89,8 @@ impl Default for Decision {
         Self {
             temperature: 1.0,
             threshold: 0.5,
+            prompt_weight: 0.0,
+            bias: 0.0,
         }
     }
 }

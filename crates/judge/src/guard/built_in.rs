@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::features::{Feature, SharedFeatures};
 use crate::heads::{
-    Decision, GuardCard, Heads, Inputs, RISK_CLASSES, query_logits, reply_logits, standardise,
+    Decision, GuardCard, Heads, Inputs, RISK_CLASSES, Tensors, query_logits, reply_logits, standardise,
 };
 use crate::judge::{Conversation, Guard};
 use crate::verdict::{Category, Moderation, Safety, Scored};
@@ -47,7 +47,9 @@ impl BuiltInGuard {
         )?;
         let logits = reply_logits(&self.heads.tensors, &reply_n_r)?;
         let refusal_n_2 = probabilities(&logits.refusal_n_2, self.card.refusal)?;
-        let moderations = moderations(&logits.risk_n_3, &logits.category_n_8, self.card.risk)?;
+        let log_odds_n = prompt_log_odds(&self.heads.tensors, features, self.card.query)?;
+        let risk_n_3 = with_prompt(&logits.risk_n_3, &log_odds_n, self.card.risk.prompt_weight)?;
+        let moderations = moderations(&risk_n_3, &logits.category_n_8, self.card.risk)?;
         let refusals = refusal_n_2
             .iter()
             .map(|refusal_2| refusal_2[1] >= self.card.refusal.threshold);
@@ -163,10 +165,38 @@ fn level(risk_3: &[f32], threshold: f32) -> (Safety, f32) {
     )
 }
 
-/// Softmax of the logits over the decision's temperature.
+/// The log-odds that each conversation's prompt is harmful, by the prompts' head.
+pub(crate) fn prompt_log_odds(
+    tensors: &Tensors,
+    features: &[&Feature],
+    query: Decision,
+) -> error::Result<Vec<f32>> {
+    let prompt_n_f = standardise(tensors, "guard.prompt", &Inputs::prompts(features)?)?;
+    let risk_n_3 = probabilities(&query_logits(tensors, &prompt_n_f)?.0, query)?;
+    let log_odds = |risk_3: Vec<f32>| {
+        let harm = (risk_3[1] + risk_3[2]).clamp(1e-4, 1.0 - 1e-4);
+        (harm / (1.0 - harm)).ln()
+    };
+    Ok(risk_n_3.into_iter().map(log_odds).collect())
+}
+
+/// Risk logits of replies with their prompts' log-odds, times a weight, on the two harmful classes.
+pub(crate) fn with_prompt(risk_n_3: &Tensor, log_odds_n: &[f32], weight: f32) -> error::Result<Tensor> {
+    let shifts: Vec<f32> = log_odds_n
+        .iter()
+        .flat_map(|log_odds| [0.0, weight * log_odds, weight * log_odds])
+        .collect();
+    Ok((risk_n_3 + Tensor::from_vec(shifts, risk_n_3.shape(), risk_n_3.device())?)?)
+}
+
+/// Softmax of the logits, biased, over the decision's temperature.
 pub(crate) fn probabilities(logits_n_c: &Tensor, decision: Decision) -> error::Result<Vec<Vec<f32>>> {
     let logits_n_c = logits_n_c.to_vec2::<f32>()?;
-    let softmax = |logits_c: Vec<f32>| {
+    let softmax = |mut logits_c: Vec<f32>| {
+        logits_c
+            .iter_mut()
+            .skip(1)
+            .for_each(|logit| *logit += decision.bias);
         let highest = logits_c.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let weights_c: Vec<_> = logits_c
             .iter()
@@ -198,7 +228,7 @@ mod tests {
             &logits,
             Decision {
                 temperature: 1.0,
-                threshold: 0.5,
+                ..Decision::default()
             },
         )
         .unwrap();
@@ -206,10 +236,21 @@ mod tests {
             &logits,
             Decision {
                 temperature: 4.0,
-                threshold: 0.5,
+                ..Decision::default()
             },
         )
         .unwrap();
         assert!((sharp[0][1] - 0.880_797).abs() < 1e-5 && (flat[0][1] - 0.622_459).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_prompt_moves_the_odds_of_both_harmful_classes_alike() {
+        let risk = Tensor::new(&[[1.0_f32, 0.5, 0.2]], &candle_core::Device::Cpu).unwrap();
+        let before = probabilities(&risk, Decision::default()).unwrap().remove(0);
+        let moved = with_prompt(&risk, &[2.0], 0.5).unwrap();
+        let after = probabilities(&moved, Decision::default()).unwrap().remove(0);
+        let log_odds = |risk_3: &[f32]| ((risk_3[1] + risk_3[2]) / risk_3[0]).ln();
+        assert!((log_odds(&after) - log_odds(&before) - 1.0).abs() < 1e-5);
+        assert!((after[1] / after[2] - before[1] / before[2]).abs() < 1e-5);
     }
 }

@@ -12,12 +12,15 @@ use crate::Result;
 use crate::data::{Row, Split, prompt_text};
 use crate::features::{Feature, SharedFeatures};
 use crate::guard::BuiltInGuard;
-use crate::guard::built_in::probabilities;
+use crate::guard::built_in::{probabilities, prompt_log_odds, with_prompt};
 use crate::heads::{
     Decision, GuardCard, Heads, Inputs, RISK_CLASSES, Tensors, query_logits, reply_logits, standardise,
 };
 use crate::judge::{Conversation, Guard};
 use crate::verdict::{Category, Safety};
+
+/// What the prompt's log-odds may count in a reply's risk.
+const PROMPT_WEIGHTS: [f32; 5] = [0.0, 0.15, 0.3, 0.45, 0.6];
 
 /// Trains the guard of `heads` by the recipe and measures it on the test prompts. The weights are in `heads` after it.
 ///
@@ -55,17 +58,16 @@ pub(crate) fn train_on(
         .collect();
 
     let mut tensors = std::mem::take(&mut heads.tensors);
-    let replies = Examples::new(&usable, |row| {
-        row.response.is_some() && (row.safety.is_some() || row.refusal.is_some())
-    });
-    let reply_decisions = fit_replies(recipe, &replies, heads, &mut tensors, on_progress)?;
     let mut seen = HashSet::new();
     let prompts = Examples::new(&usable, |row| {
         row.prompt_safety.is_some() && seen.insert(prompt_text(&row.messages))
     });
     let query = fit_prompts(recipe, &prompts, heads, &mut tensors, on_progress)?;
+    let replies = Examples::new(&usable, |row| {
+        row.response.is_some() && (row.safety.is_some() || row.refusal.is_some())
+    });
+    let (risk, refusal) = fit_replies(recipe, &replies, query, heads, &mut tensors, on_progress)?;
     heads.tensors = tensors;
-    let (risk, refusal) = reply_decisions;
     heads.card.guard = Some(GuardCard {
         risk,
         query,
@@ -177,10 +179,12 @@ fn category_classes(safety: Option<Safety>, categories: &[Category], classes: us
         .collect()
 }
 
-/// Risk, category and refusal heads of replies; returns the decisions for risk and for refusal.
+/// Risk, category and refusal heads of replies; returns the decisions for risk and for refusal. `query` is that for
+/// prompts, whose head is already fitted.
 fn fit_replies(
     recipe: &Recipe,
     examples: &Examples<'_>,
+    query: Decision,
     heads: &Heads,
     tensors: &mut Tensors,
     on_progress: &mut dyn FnMut(Progress),
@@ -222,13 +226,14 @@ fn fit_replies(
     let (training, held) = examples.counts();
     let logits = reply_logits(tensors, &reply_n_r.narrow(0, training, held)?)?;
     let harm = |row: &Row| row.safety.map(|safety| safety != Safety::Safe);
-    let risk = decide(&logits.risk_n_3, |yes| examples.held_out(yes, harm))?;
-    Ok((
-        risk,
-        decide(&logits.refusal_n_2, |yes| {
-            examples.held_out(yes, |row| row.refusal)
-        })?,
-    ))
+    let log_odds_n = prompt_log_odds(tensors, &examples.features[training..], query)?;
+    let risk_n_3 = |weight: f32| with_prompt(&logits.risk_n_3, &log_odds_n, weight);
+    let risk = decide(risk_n_3, &PROMPT_WEIGHTS, |yes| examples.held_out(yes, harm))?;
+    let refusal_n_2 = |_| Ok(logits.refusal_n_2.clone());
+    let refusal = decide(refusal_n_2, &[0.0], |yes| {
+        examples.held_out(yes, |row| row.refusal)
+    })?;
+    Ok((risk, refusal))
 }
 
 /// Risk and category heads of prompts; returns the decision for risk.
@@ -269,40 +274,47 @@ fn fit_prompts(
     let (training, held) = examples.counts();
     let (risk_n_3, _) = query_logits(tensors, &prompt_n_f.narrow(0, training, held)?)?;
     let harm = |row: &Row| row.prompt_safety.map(|safety| safety != Safety::Safe);
-    decide(&risk_n_3, |yes| examples.held_out(yes, harm))
+    decide(
+        |_| Ok(risk_n_3.clone()),
+        &[0.0],
+        |yes| examples.held_out(yes, harm),
+    )
 }
 
-/// The temperature of the lowest log-loss on held-out rows, and at it the threshold of the highest F1; yes is every
-/// class but the first. `held_out` gives label, probability of yes, and weight.
-fn decide(logits_n_c: &Tensor, held_out: impl Fn(&[f32]) -> Vec<(bool, f32, f32)>) -> Result<Decision> {
-    let at = |temperature: f32| -> Result<Vec<(bool, f32, f32)>> {
-        let rows = probabilities(
-            logits_n_c,
-            Decision {
-                temperature,
-                threshold: 0.5,
-            },
-        )?;
-        Ok(held_out(
-            &rows
-                .into_iter()
-                .map(|row| row[1..].iter().sum())
-                .collect::<Vec<_>>(),
-        ))
+/// The prompt's weight, bias and temperature of the lowest log-loss on held-out rows, and at them the threshold of the
+/// highest F1; yes is every class but the first. `logits` are those at a weight; `held_out` gives label, probability of
+/// yes, and weight of the row.
+fn decide(
+    logits: impl Fn(f32) -> Result<Tensor>,
+    prompt_weights: &[f32],
+    held_out: impl Fn(&[f32]) -> Vec<(bool, f32, f32)>,
+) -> Result<Decision> {
+    let log_loss = |(label, yes, weight): &(bool, f32, f32)| {
+        let right = f64::from(if *label { *yes } else { 1.0 - yes }).max(1e-6);
+        -right.ln() * f64::from(*weight)
     };
-    let mut best = (f64::INFINITY, 1.0);
-    for step in -10..=10 {
-        let temperature = 1.15_f32.powi(step);
-        let loss = |(label, yes, weight): (bool, f32, f32)| {
-            let right = f64::from(if label { yes } else { 1.0 - yes }).max(1e-6);
-            -right.ln() * f64::from(weight)
-        };
-        let total: f64 = at(temperature)?.into_iter().map(loss).sum();
-        if total < best.0 {
-            best = (total, temperature);
+    let (mut best, mut decision, mut rows) = (f64::INFINITY, Decision::default(), Vec::new());
+    for prompt_weight in prompt_weights {
+        let logits_n_c = logits(*prompt_weight)?;
+        for (step, bias) in (-4..=8).flat_map(|step| (-12..=12).map(move |bias| (step, bias))) {
+            let tried = Decision {
+                temperature: 1.25_f32.powi(step),
+                prompt_weight: *prompt_weight,
+                bias: bias as f32 * 0.5,
+                ..Decision::default()
+            };
+            let answers = probabilities(&logits_n_c, tried)?;
+            let yes: Vec<f32> = answers
+                .iter()
+                .map(|answer_c| answer_c[1..].iter().sum())
+                .collect();
+            let held = held_out(&yes);
+            let total: f64 = held.iter().map(log_loss).sum();
+            if total < best {
+                (best, decision, rows) = (total, tried, held);
+            }
         }
     }
-    let rows = at(best.1)?;
     // From the middle outwards, so that among equals the threshold nearest to a half stays.
     let mut thresholds: Vec<f32> = (2..=38).map(|step| step as f32 * 0.025).collect();
     thresholds.sort_by(|a, b| (a - 0.5).abs().total_cmp(&(b - 0.5).abs()));
@@ -321,8 +333,8 @@ fn decide(logits_n_c: &Tensor, held_out: impl Fn(&[f32]) -> Vec<(bool, f32, f32)
         }
     }
     Ok(Decision {
-        temperature: best.1,
         threshold: chosen.1,
+        ..decision
     })
 }
 
@@ -426,12 +438,16 @@ mod tests {
         let logits: Vec<f32> = (0..40).flat_map(|n| [0.0, (n as f32 - 20.0) * 0.25]).collect();
         let logits = Tensor::from_vec(logits, (40, 2), &Device::Cpu).unwrap();
         let labels: Vec<bool> = (0..40).map(|n| n >= 16).collect();
-        let decision = decide(&logits, |yes| {
-            yes.iter()
-                .zip(&labels)
-                .map(|(yes, label)| (*label, *yes, 1.0))
-                .collect()
-        })
+        let decision = decide(
+            |_| Ok(logits.clone()),
+            &[0.0],
+            |yes| {
+                yes.iter()
+                    .zip(&labels)
+                    .map(|(yes, label)| (*label, *yes, 1.0))
+                    .collect()
+            },
+        )
         .unwrap();
         let right = probabilities(&logits, decision)
             .unwrap()
