@@ -82,10 +82,10 @@ impl Decoder {
             .map(|layer| Block::load(&mut loader, config, layer))
             .collect::<Result<_>>()?;
         let norm_d = loader.vector("model.norm.weight", hidden)?;
-        let head_v_d = match language_head && !config.tied {
-            true => Some(loader.matrix("lm_head.weight", vocabulary, hidden)?),
-            false => None,
-        };
+        let untied = language_head && !config.tied;
+        let head_v_d = untied
+            .then(|| loader.matrix("lm_head.weight", vocabulary, hidden))
+            .transpose()?;
         let frequencies_r = Tensor::new(config.frequencies(), device)?;
         let (config, adapters) = (config.clone(), None);
         Ok(Self {

@@ -74,11 +74,8 @@ pub fn tiny_fields(family: Family, tied: bool) -> Map<String, Value> {
             fields.insert("rope_theta".into(), json!(50_000.0));
         }
     }
-    match family {
-        Family::Qwen3 | Family::Mistral => {
-            fields.insert("head_dim".into(), json!(16));
-        }
-        Family::Qwen2 | Family::Llama => {}
+    if matches!(family, Family::Qwen3 | Family::Mistral) {
+        fields.insert("head_dim".into(), json!(16));
     }
     if family == Family::Mistral {
         fields.insert("sliding_window".into(), Value::Null);

@@ -390,9 +390,8 @@ impl Bytes {
         let kind = self.u32()?;
         let count = self.u64()?;
         let size = match kind {
-            8 => 8,
             9 => 12,
-            10..=12 => 8,
+            8 | 10..=12 => 8,
             4..=6 => 4,
             2 | 3 => 2,
             _ => 1,
