@@ -11,6 +11,7 @@
 //! of heads costs one pass ever.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -111,10 +112,13 @@ struct PromptTokens {
     user: Range<usize>,
 }
 
+/// A conversation's key and the ids of its reply, if it has one.
+type Member<'a> = (Key, Option<&'a [u32]>);
+
 /// Replies to one prompt that go through one pass together.
 struct Group<'a> {
     prompt: &'a PromptTokens,
-    members: Vec<(Key, Option<&'a [u32]>)>,
+    members: Vec<Member<'a>>,
 }
 
 impl Features {
@@ -433,7 +437,7 @@ impl Group<'_> {
 /// Packs what is wanted into passes of about [`BATCH_ROWS`] rows, the replies of one prompt together, nothing twice.
 fn batches<'a>(wanted: &'a [(&'a Tokens, Key)]) -> Vec<Vec<Group<'a>>> {
     let mut order: Vec<&PromptTokens> = Vec::new();
-    let mut members: HashMap<&PromptTokens, Vec<(Key, Option<&[u32]>)>> = HashMap::new();
+    let mut members: HashMap<&PromptTokens, Vec<Member<'_>>> = HashMap::new();
     let mut seen = HashSet::new();
     for (tokens, key) in wanted {
         if seen.insert(*key) {
@@ -559,7 +563,11 @@ pub fn fingerprint(source: &Source) -> Result<String> {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]

@@ -206,6 +206,11 @@ fn get<'a>(tensors: &'a Tensors, name: &str) -> Result<&'a Tensor> {
         .ok_or_else(|| wrong(format!("tensor {name} is missing")))
 }
 
+/// Whether the file holds a tensor in f32: means are large beside scales, and f16 would blur the difference.
+fn kept_exact(name: &str) -> bool {
+    matches!(name.rsplit_once('.'), Some((_, "mean" | "scale")))
+}
+
 fn wrong(what: String) -> Error {
     Error::Heads {
         what,
@@ -287,7 +292,7 @@ impl Heads {
         let mut parts = Vec::new();
         for (name, tensor) in &self.tensors {
             let flat = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-            let exact = name.ends_with(".mean") || name.ends_with(".scale");
+            let exact = kept_exact(name);
             let (dtype, bytes): (_, Vec<u8>) = if exact {
                 (
                     Dtype::F32,
@@ -321,7 +326,7 @@ impl Heads {
     /// The same heads as they are after a save: f16 and back.
     pub(crate) fn rounded(&self) -> Result<Self> {
         let round = |(name, tensor): (&String, &Tensor)| {
-            let exact = name.ends_with(".mean") || name.ends_with(".scale");
+            let exact = kept_exact(name);
             let tensor = if exact {
                 tensor.clone()
             } else {

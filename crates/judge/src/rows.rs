@@ -192,9 +192,14 @@ mod tests {
 
     #[test]
     fn many_rows_keep_their_order_and_a_bad_line_is_named() {
-        let many: String = (0..150)
-            .map(|n| format!("{{\"prompt\": \"{}\"}}\n", if n == 70 { "bomb" } else { "x" }))
-            .collect();
+        let row = |n| {
+            if n == 70 {
+                r#"{"prompt": "bomb"}"#
+            } else {
+                r#"{"prompt": "x"}"#
+            }
+        };
+        let many = (0..150).map(row).collect::<Vec<_>>().join("\n");
         let mut output = Vec::new();
         score_rows(&mut Bombs, many.as_bytes(), Path::new("in.jsonl"), &mut output).unwrap();
         let output = String::from_utf8(output).unwrap();

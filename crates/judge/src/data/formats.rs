@@ -568,14 +568,9 @@ mod tests {
         for (name, text) in files {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        load(
-            format,
-            "s",
-            &folder.path().join(path),
-            Some(&folder.path().join("prompts.jsonl"))
-                .filter(|p| p.exists())
-                .map(|p| p.as_path()),
-        )
+        let prompts = folder.path().join("prompts.jsonl");
+        let prompts = prompts.exists().then_some(prompts.as_path());
+        load(format, "s", &folder.path().join(path), prompts)
     }
 
     fn rows(format: Format, name: &str, text: &str) -> Vec<Row> {

@@ -171,9 +171,8 @@ pub fn split_of(key: &str, asked: Option<Split>) -> Split {
     let share = number_of(key) % 100;
     match asked {
         Some(Split::Test) => Split::Test,
-        Some(Split::Validation) => Split::Validation,
         Some(Split::Train) if share >= 15 => Split::Train,
-        Some(Split::Train) => Split::Validation,
+        Some(Split::Train | Split::Validation) => Split::Validation,
         None if share < 15 => Split::Validation,
         None if share < 30 => Split::Test,
         None => Split::Train,

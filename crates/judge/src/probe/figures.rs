@@ -301,7 +301,7 @@ impl fmt::Display for HelpfulnessReport {
 /// Spearman's rank correlation; ties share their mean rank. None where one side does not vary.
 pub(crate) fn rank_correlation(a: &[f32], b: &[f32]) -> Option<f64> {
     let (a, b) = (ranks(a), ranks(b));
-    let mean = (a.len() as f64 + 1.0) / 2.0;
+    let mean = f64::midpoint(a.len() as f64, 1.0);
     let product = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
     let spread = (product(&a, &a) * product(&b, &b)).sqrt();
     (spread > 0.0).then(|| product(&a, &b) / spread)
@@ -311,7 +311,7 @@ fn ranks(values: &[f32]) -> Vec<f64> {
     let rank = |value: &f32| {
         let below = values.iter().filter(|other| *other < value).count();
         let equal = values.iter().filter(|other| *other == value).count();
-        below as f64 + (equal as f64 + 1.0) / 2.0
+        below as f64 + f64::midpoint(equal as f64, 1.0)
     };
     values.iter().map(rank).collect()
 }

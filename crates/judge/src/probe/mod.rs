@@ -195,7 +195,7 @@ pub(crate) fn compute(
         conversations: conversations.len(),
     });
     let computed = features.of(conversations, &mut |done, total| {
-        on_progress(Progress::Features { done, total })
+        on_progress(Progress::Features { done, total });
     });
     let warn = |cause: &String| tracing::warn!("a row is left out: {cause}");
     computed
@@ -229,7 +229,14 @@ impl Shapes {
                 [_, inputs] => (0..count)
                     .map(|_| normal(random) / (inputs as f32).sqrt())
                     .collect(),
-                _ => vec![if name.ends_with(".bias") { 0.0 } else { 1.0 }; count],
+                _ => vec![
+                    if name.rsplit('.').next() == Some("bias") {
+                        0.0
+                    } else {
+                        1.0
+                    };
+                    count
+                ],
             };
             Ok((
                 name.clone(),
