@@ -39,6 +39,8 @@ pub(crate) enum Command {
     /// Score how helpful replies are
     #[command(subcommand)]
     Reward(Reward),
+    /// Measure models on benchmarks and print the table
+    Eval(Eval),
     /// Write a run's page, report.html
     Report(Report),
     /// Write a checkpoint in other programs' formats
@@ -317,6 +319,52 @@ pub(crate) struct RewardScore {
     pub(crate) rows: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) heads: HeadsFile,
+}
+
+/// `saferl eval`
+#[derive(Debug, Args)]
+pub(crate) struct Eval {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// The folder below which the tasks' files lie
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data: Option<PathBuf>,
+    /// Only this task of the recipe; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) task: Vec<String>,
+    /// Only this model of the recipe; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Vec<String>,
+    /// Only the first N prompts of each task
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+    /// Only N prompts of each task, drawn by the recipe's seed; a larger N keeps what a smaller one drew
+    #[arg(long, value_name = "N")]
+    pub(crate) sample: Option<usize>,
+    /// Exit 1 where a figure is so, for example `safety < 0.95` or `xstest refusal @after > 10%`; may be repeated
+    #[arg(long, value_name = "CONDITION")]
+    pub(crate) fail_if: Vec<String>,
+    /// Form of the table on standard output
+    #[arg(long, value_enum, default_value_t = TableFormat::Text)]
+    pub(crate) format: TableFormat,
+    /// Say what is missing, how many requests and tokens it takes and what that costs, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Forms of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TableFormat {
+    /// For the terminal.
+    Text,
+    /// Markdown.
+    Markdown,
+    /// A row for each figure.
+    Csv,
+    /// `booktabs`.
+    Latex,
+    /// One JSON object.
+    Json,
 }
 
 /// `saferl report`

@@ -47,6 +47,9 @@ pub(crate) enum Error {
     /// The train crate's.
     #[error(transparent)]
     Train(#[from] train::Error),
+    /// The eval crate's.
+    #[error(transparent)]
+    Eval(#[from] eval::Error),
 }
 
 impl Error {
@@ -65,6 +68,7 @@ impl Error {
             Self::Model(error) => error.hint(),
             Self::Judge(error) => error.hint(),
             Self::Train(error) => error.hint(),
+            Self::Eval(error) => error.hint(),
             _ => None,
         }
     }
@@ -72,7 +76,7 @@ impl Error {
     /// 1 where a gate was not met, 2 for an error.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Train(train::Error::Alarm { .. }) => 1,
+            Self::Train(train::Error::Alarm { .. }) | Self::Eval(eval::Error::Gate(_)) => 1,
             _ => 2,
         }
     }

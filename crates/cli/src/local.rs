@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use model::chat::Prompt;
 use model::decoder::Decoder;
 use model::engine::Engine;
-use model::source::{self, Source};
+use model::source::{self, Source, WeightsFormat};
 use model::tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};
@@ -15,6 +15,8 @@ use crate::progress::{Transfer, spinner};
 
 /// The file by which PEFT knows a folder of adapters.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// The file that holds them.
+const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 /// Slots that an engine has beyond what a prompt and its reply need, so that blocks can be whole.
 const SPARE_SLOTS: usize = 64;
 
@@ -55,6 +57,21 @@ impl Local {
             tokenizer,
             base,
         })
+    }
+
+    /// The files of a model's weights, those of adapters and of the base model beneath them.
+    pub(crate) fn weights(name: &str) -> Result<Vec<PathBuf>> {
+        let adapters = adapters_in(name);
+        let base = adapters
+            .as_deref()
+            .map_or_else(|| Ok(name.to_string()), base_of)?;
+        let mut files = match resolve(&base)?.weights {
+            WeightsFormat::Safetensors(files) => files,
+            WeightsFormat::Gguf(file) => vec![file],
+            WeightsFormat::None => Vec::new(),
+        };
+        files.extend(adapters.map(|folder| folder.join(ADAPTER_WEIGHTS)));
+        Ok(files)
     }
 
     /// An engine with room for `prompt` and a reply of `new_tokens`.

@@ -1,8 +1,15 @@
 //! A model and its prompts into a table: what it answers, how safe that is, and whether it still can do things.
 //!
+//! ```text
+//! Recipe --tasks--> Item --Respondent--> reply --Judge, extract, program--> log --results--> table, page
+//! ```
+//!
+//! - [`recipe`]: which models answer which tasks, and who judges; [`tasks`]: published files into items;
+//! - [`respondent`]: who answers; [`judges`]: who judges; [`extract`] and [`program`]: what is scored by rule, code in
+//!   the [`sandbox`];
 //! - [`ability`]: a held-out set of benign requests, each with a [`check::Check`] by rule;
-//! - [`measure`]: a model's replies to held-out prompts, judged and counted;
-//! - [`statistics`]: intervals for the counts, and how alike the replies begin.
+//! - [`measure`]: the same for a model in training, all in one call;
+//! - [`statistics`]: intervals, comparisons, agreement.
 //!
 //! ```
 //! use eval::{ability, statistics::Share};
@@ -15,7 +22,25 @@
 //! ```
 
 pub mod ability;
+pub mod arena;
 pub mod check;
+pub mod error;
+pub mod extract;
+pub mod gate;
+pub mod judges;
+pub mod log;
 pub mod measure;
+pub mod page;
+pub mod plan;
+pub mod program;
+pub mod recipe;
+pub mod respondent;
+pub mod results;
+pub mod run;
+pub mod sandbox;
 pub mod statistics;
+pub mod table;
+pub mod tasks;
 mod text;
+
+pub use error::{Error, Result};

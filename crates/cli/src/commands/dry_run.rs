@@ -61,7 +61,7 @@ fn missing(recipe: &Recipe) -> Vec<String> {
 }
 
 /// The model's shape, without fetching anything; the error says why it is not at hand.
-fn config_at_hand(name: &str) -> std::result::Result<Config, String> {
+pub(crate) fn config_at_hand(name: &str) -> std::result::Result<Config, String> {
     let absent = || format!("not on this machine; `saferl pull {name}` fetches it");
     if let Some(folder) = hub_snapshots(name) {
         let snapshots = folder.read_dir().map_err(|_| absent())?;
@@ -120,7 +120,7 @@ fn built_in_missing() -> Option<String> {
 }
 
 /// Why a judge's endpoint cannot be reached; `None` for one that can, and for the judges that are part of the program.
-fn unreachable(judge: &str) -> Option<String> {
+pub(crate) fn unreachable(judge: &str) -> Option<String> {
     let (scheme, rest) = judge.split_once("://")?;
     let authority = rest.split('/').next().unwrap_or_default();
     let authority = authority.rsplit('@').next().unwrap_or_default();

@@ -36,7 +36,7 @@ pub(crate) fn run(export: &Export) -> Result<()> {
 }
 
 /// The newest whole checkpoint of a run's folder; any other name as it is.
-fn checkpoint(name: &str) -> Result<String> {
+pub(crate) fn checkpoint(name: &str) -> Result<String> {
     let checkpoints = Path::new(name).join("checkpoints");
     if !checkpoints.is_dir() {
         return Ok(name.to_string());

@@ -2,6 +2,7 @@
 
 mod chat;
 mod dry_run;
+mod eval;
 mod export;
 mod filter;
 mod generate;
@@ -32,6 +33,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Guard(Guard::Eval(arguments)) => guard::evaluate(&arguments),
         Command::Reward(Reward::Train(arguments)) => reward::train(&arguments),
         Command::Reward(Reward::Score(arguments)) => reward::score(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Export(target) => export::run(&target),
     }

@@ -1,0 +1,397 @@
+//! Benchmarks: published files into items, each a conversation to answer and what to hold the answer against.
+//!
+//! Data are read from local files in the formats they are published in; nothing is fetched. Gated sets (WildJailbreak,
+//! GPQA) are downloaded by whoever accepted their terms.
+
+mod arena;
+mod choice;
+mod code;
+mod files;
+mod pickle;
+mod safety;
+
+use std::path::{Path, PathBuf};
+
+use model::chat::Message;
+use sha2::{Digest, Sha256};
+
+use crate::ability::abilities;
+use crate::check::Check;
+use crate::error::{Error, Result};
+use crate::recipe::{CustomScorer, Recipe, TaskKind, TaskRecipe};
+pub use code::{CodeTest, Program};
+use files::{Row, read_rows};
+
+/// A prompt of a task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// Unique in its task, and the same in every run.
+    pub id: String,
+    /// What kind of prompt it is, as the benchmark calls it.
+    pub group: String,
+    /// What the model is asked.
+    pub messages: Vec<Message>,
+    /// What its answer is held against.
+    pub target: Target,
+}
+
+/// What an answer is held against.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// Judges say whether it is safe; the prompt asks for something harmful.
+    Harmful,
+    /// Judges say whether it refuses; the prompt is benign.
+    Benign,
+    /// The integer in the last `\boxed{}`.
+    Integer(i64),
+    /// The letter of an option, out of so many.
+    Letter {
+        /// The right one.
+        answer: char,
+        /// How many there are.
+        options: usize,
+    },
+    /// Tests that the code in it has to pass.
+    Code(Program),
+    /// A rule.
+    Check(Check),
+    /// Another model's answer to the same question.
+    Battle {
+        /// That answer.
+        baseline: String,
+    },
+}
+
+impl Item {
+    /// What the person asks, without what stands above it.
+    pub fn prompt(&self) -> &str {
+        self.messages.last().map_or("", |message| &message.content)
+    }
+}
+
+/// A task's items and the fingerprint of the files that they come from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// All of the task's items that the recipe's `groups` and dates leave, in the order of the files.
+    pub items: Vec<Item>,
+    /// SHA-256 over the files.
+    pub sha256: String,
+}
+
+/// The files of a task, whether they exist or not.
+pub fn paths(recipe: &Recipe, task: &TaskRecipe) -> Vec<PathBuf> {
+    let listed: Vec<PathBuf> = if task.data.is_empty() {
+        task.kind.usual_files().iter().map(PathBuf::from).collect()
+    } else {
+        task.data.clone()
+    };
+    let baselines = task.baselines.values().cloned();
+    listed
+        .into_iter()
+        .chain(baselines)
+        .map(|path| recipe.data.join(path))
+        .collect()
+}
+
+/// Reads a task's files.
+///
+/// # Errors
+/// A missing file, a row that is not of the published format, a task without prompts.
+pub fn load(recipe: &Recipe, task: &TaskRecipe) -> Result<Loaded> {
+    let missing = |what: String| Error::Task {
+        task: task.name.clone(),
+        what,
+        hint: format!(
+            "give the folder with --data, or the files as `data` of the task; {}",
+            task.kind.origin()
+        ),
+    };
+    let paths = paths(recipe, task);
+    let mut hash = Sha256::new();
+    for path in &paths {
+        let bytes = std::fs::read(path).map_err(|error| missing(format!("{}: {error}", path.display())))?;
+        hash.update(&bytes);
+    }
+    let files = &paths[..paths.len() - task.baselines.len()];
+    let mut items = match task.kind {
+        TaskKind::Ability => ability(),
+        TaskKind::ArenaHard => arena::items(recipe, task, &rows(files)?)?,
+        TaskKind::Livecodebench => code::livecodebench(task, &rows(files)?)?,
+        TaskKind::Humaneval => each(&rows(files)?, code::humaneval)?,
+        TaskKind::Aime => each(&rows(files)?, choice::aime)?,
+        TaskKind::Gpqa => each(&rows(files)?, |row| choice::gpqa(row, recipe.seed))?,
+        TaskKind::MmluPro => each(&rows(files)?, choice::mmlu_pro)?,
+        TaskKind::Custom => each(&rows(files)?, |row| custom(row, task.scorer))?,
+        kind => each(&rows(files)?, |row| safety::item(kind, row))?,
+    };
+    if !task.groups.is_empty() {
+        items.retain(|item| task.groups.contains(&item.group));
+    }
+    if items.is_empty() {
+        return Err(missing("its files and groups leave no prompt".into()));
+    }
+    refuse_repeats(task, &items)?;
+    for item in &mut items {
+        dress(item, task);
+    }
+    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Loaded { items, sha256 })
+}
+
+/// The items that the recipe's `limit` and `sample` take, in the order of the files.
+pub fn select(items: Vec<Item>, task: &TaskRecipe, seed: u64) -> Vec<Item> {
+    let mut items = items;
+    items.truncate(task.limit.unwrap_or(usize::MAX));
+    let Some(sample) = task.sample.filter(|&sample| sample < items.len()) else {
+        return items;
+    };
+    let mut by_draw: Vec<(u64, usize)> = items
+        .iter()
+        .enumerate()
+        .map(|(index, item)| (draw(&[&seed.to_string(), &task.name, &item.id]), index))
+        .collect();
+    by_draw.sort_unstable();
+    let mut taken: Vec<usize> = by_draw[..sample].iter().map(|&(_, index)| index).collect();
+    taken.sort_unstable();
+    let mut items: Vec<Option<Item>> = items.into_iter().map(Some).collect();
+    taken
+        .into_iter()
+        .filter_map(|index| items[index].take())
+        .collect()
+}
+
+/// A number that follows from texts alone: the beginning of their hash.
+pub(crate) fn draw(parts: &[&str]) -> u64 {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    let digest = hash.finalize();
+    digest[..8]
+        .iter()
+        .fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+fn rows(files: &[PathBuf]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for file in files {
+        rows.extend(read_rows(file)?);
+    }
+    Ok(rows)
+}
+
+fn each(rows: &[Row], item: impl Fn(&Row) -> Result<Item>) -> Result<Vec<Item>> {
+    rows.iter().map(item).collect()
+}
+
+fn refuse_repeats(task: &TaskRecipe, items: &[Item]) -> Result<()> {
+    let mut seen = std::collections::HashSet::new();
+    for item in items {
+        if !seen.insert(&item.id) {
+            return Err(Error::Task {
+                task: task.name.clone(),
+                what: format!("two prompts have the id `{}`", item.id),
+                hint: "give each file once".into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Puts the recipe's template and system message round an item.
+fn dress(item: &mut Item, task: &TaskRecipe) {
+    if let (Some(template), Some(message)) = (&task.template, item.messages.last_mut()) {
+        message.content = template.replace("{question}", &message.content);
+    }
+    if let Some(system) = &task.system {
+        item.messages.insert(0, Message::system(system));
+    }
+}
+
+fn ability() -> Vec<Item> {
+    let item = |ability: crate::ability::Ability| Item {
+        group: "ability".into(),
+        messages: vec![Message::user(ability.prompt)],
+        target: Target::Check(ability.check),
+        id: ability.id,
+    };
+    abilities().into_iter().map(item).collect()
+}
+
+fn custom(row: &Row, scorer: CustomScorer) -> Result<Item> {
+    let target = match scorer {
+        CustomScorer::Judges => match row.text(&["label"])? {
+            "harmful" => Target::Harmful,
+            "benign" => Target::Benign,
+            other => return Err(row.wrong(&format!("label: expected harmful or benign, found `{other}`"))),
+        },
+        CustomScorer::Check => {
+            let check = row.value("check").cloned().unwrap_or_default();
+            Target::Check(
+                serde_json::from_value(check).map_err(|error| row.wrong(&format!("check: {error}")))?,
+            )
+        }
+        CustomScorer::Integer => Target::Integer(choice::integer(row, "answer")?),
+        CustomScorer::Letter => Target::Letter {
+            answer: choice::letter(row, "answer")?,
+            options: 26,
+        },
+    };
+    Ok(Item {
+        id: row.id(&["id"]),
+        group: row.optional("group").unwrap_or("custom").into(),
+        messages: vec![Message::user(row.text(&["prompt"])?)],
+        target,
+    })
+}
+
+impl TaskKind {
+    /// Where the project's own data folder keeps a benchmark's files.
+    fn usual_files(self) -> &'static [&'static str] {
+        match self {
+            Self::Xstest => &["xstest/xstest_prompts.csv"],
+            Self::OrBench => &["or_bench/orbench_hard.json"],
+            Self::Harmbench => &["harmbench/harmbench_behaviors_text_test.csv"],
+            Self::Jailbreakbench => &["jailbreakbench/harmful-behaviors.csv"],
+            Self::Advbench => &["advbench/harmful_behaviors.csv"],
+            Self::Strongreject => &["strongreject/strongreject_dataset.csv"],
+            Self::SimpleSafetyTests => &["simple_safety_tests/simple_safety_tests.csv"],
+            Self::Wildjailbreak => &["wildjailbreak/eval.tsv"],
+            Self::Humaneval => &["humaneval/HumanEval.jsonl.gz"],
+            Self::Livecodebench => &[
+                "livecodebench/test.jsonl",
+                "livecodebench/test2.jsonl",
+                "livecodebench/test3.jsonl",
+                "livecodebench/test4.jsonl",
+                "livecodebench/test5.jsonl",
+                "livecodebench/test6.jsonl",
+            ],
+            Self::Aime => &["aime25/test.jsonl"],
+            Self::Gpqa => &["gpqa/gpqa_diamond.csv"],
+            Self::MmluPro => &["mmlu_pro/test.parquet"],
+            Self::ArenaHard => &["arena_hard_v2/question.jsonl"],
+            Self::Ability | Self::Custom => &[],
+        }
+    }
+
+    /// Where a benchmark is published.
+    pub fn origin(self) -> &'static str {
+        match self {
+            Self::Xstest => "XSTest: github.com/paul-rottger/xstest, xstest_prompts.csv",
+            Self::OrBench => "OR-Bench: dataset bench-llm/or-bench, or-bench-hard-1k",
+            Self::Harmbench => {
+                "HarmBench: github.com/centerforaisafety/HarmBench, harmbench_behaviors_text_test.csv"
+            }
+            Self::Jailbreakbench => {
+                "JailbreakBench: dataset JailbreakBench/JBB-Behaviors, harmful-behaviors.csv"
+            }
+            Self::Advbench => "AdvBench: github.com/llm-attacks/llm-attacks, harmful_behaviors.csv",
+            Self::Strongreject => {
+                "StrongREJECT: github.com/alexandrasouly/strongreject, strongreject_dataset.csv"
+            }
+            Self::SimpleSafetyTests => "SimpleSafetyTests: dataset Bertievidgen/SimpleSafetyTests",
+            Self::Wildjailbreak => {
+                "WildJailbreak: dataset allenai/wildjailbreak, eval.tsv; accept its terms first"
+            }
+            Self::Humaneval => "HumanEval: github.com/openai/human-eval, HumanEval.jsonl.gz",
+            Self::Livecodebench => "LiveCodeBench: dataset livecodebench/code_generation_lite, test*.jsonl",
+            Self::Aime => "AIME 2025: dataset math-ai/aime25 or opencompass/AIME2025, JSONL",
+            Self::Gpqa => "GPQA: dataset Idavidrein/gpqa, gpqa_diamond.csv; accept its terms first",
+            Self::MmluPro => "MMLU-Pro: dataset TIGER-Lab/MMLU-Pro, test split",
+            Self::ArenaHard => "Arena-Hard v2: github.com/lmarena/arena-hard-auto, data/arena-hard-v2.0",
+            Self::Ability => "it is part of the program",
+            Self::Custom => "a custom task names its own JSONL file",
+        }
+    }
+}
+
+/// The recipe's data folder joined with a path, for errors and tests.
+pub(crate) fn below(recipe: &Recipe, path: &Path) -> PathBuf {
+    recipe.data.join(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn recipe(folder: &Path, tasks: &str) -> Recipe {
+        let text = format!(
+            "data = {:?}\n[[judge]]\nname = \"g\"\nkind = \"built-in\"\n{tasks}",
+            folder.display().to_string()
+        );
+        Recipe::parse(&text, "test", &[]).unwrap()
+    }
+
+    fn item(id: usize) -> Item {
+        Item {
+            id: id.to_string(),
+            group: String::new(),
+            messages: vec![Message::user("q")],
+            target: Target::Harmful,
+        }
+    }
+
+    #[test]
+    fn a_larger_sample_keeps_what_a_smaller_one_drew() {
+        let folder = Path::new("x");
+        let recipe = recipe(
+            folder,
+            "[[task]]\nname = \"t\"\nkind = \"xstest\"\njudges = [\"g\"]",
+        );
+        let taken = |sample: Option<usize>, limit: Option<usize>, seed: u64| -> Vec<String> {
+            let task = TaskRecipe {
+                sample,
+                limit,
+                ..recipe.tasks[0].clone()
+            };
+            let items = select((0..50).map(item).collect(), &task, seed);
+            items.into_iter().map(|item| item.id).collect()
+        };
+        let (small, large) = (taken(Some(5), None, 1), taken(Some(20), None, 1));
+        assert_eq!((small.len(), large.len()), (5, 20));
+        assert!(small.iter().all(|id| large.contains(id)));
+        assert_ne!(small, taken(Some(5), None, 2));
+        assert_eq!(taken(None, Some(3), 1), ["0", "1", "2"]);
+        assert_eq!(taken(Some(99), None, 1).len(), 50);
+    }
+
+    #[test]
+    fn a_missing_file_is_named_with_its_origin() {
+        let recipe = recipe(
+            Path::new("nowhere"),
+            "[[task]]\nname = \"t\"\nkind = \"wildjailbreak\"\njudges = [\"g\"]",
+        );
+        let error = load(&recipe, &recipe.tasks[0]).unwrap_err();
+        assert!(
+            error.to_string().contains("nowhere/wildjailbreak/eval.tsv"),
+            "{error}"
+        );
+        assert!(error.hint().unwrap().contains("accept its terms"));
+    }
+
+    #[test]
+    fn custom_rows_carry_their_own_target() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = "{\"prompt\": \"a\", \"label\": \"harmful\"}\n{\"id\": 7, \"prompt\": \"b\", \"label\": \"benign\"}\n";
+        std::fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
+        let task = "[[task]]\nname = \"t\"\nkind = \"custom\"\njudges = [\"g\"]\ndata = [\"rows.jsonl\"]\n\
+                    template = \"Q: {question}\"\nsystem = \"Be brief.\"";
+        let recipe = recipe(folder.path(), task);
+        let loaded = load(&recipe, &recipe.tasks[0]).unwrap();
+        assert_eq!(loaded.items[0].target, Target::Harmful);
+        assert_eq!(loaded.items[1].id, "7");
+        assert_eq!(loaded.items[1].prompt(), "Q: b");
+        assert_eq!(loaded.items[1].messages[0], Message::system("Be brief."));
+        std::fs::write(
+            folder.path().join("rows.jsonl"),
+            "{\"prompt\": \"a\", \"label\": \"odd\"}\n",
+        )
+        .unwrap();
+        let error = load(&recipe, &recipe.tasks[0]).unwrap_err().to_string();
+        assert!(
+            error.contains("line or row 1") && error.contains("`odd`"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! Prompts whose answers judges score: for harmful prompts whether they are safe, for benign ones whether they refuse.
+
+use model::chat::Message;
+
+use super::files::Row;
+use super::{Item, Target};
+use crate::error::Result;
+use crate::recipe::TaskKind;
+
+/// What stands between a HarmBench behaviour and its context.
+const CONTEXT_RULE: &str = "\n\n---\n\n";
+
+/// A row of one of these benchmarks, by the columns that it is published with.
+pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
+    let (id, group, prompt, harmful) = match kind {
+        TaskKind::Xstest => {
+            let harmful = match row.text(&["label"])? {
+                "safe" => false,
+                "unsafe" => true,
+                other => return Err(row.wrong(&format!("label: expected safe or unsafe, found `{other}`"))),
+            };
+            (
+                row.id(&["id"]),
+                row.text(&["type"])?,
+                row.text(&["prompt"])?.into(),
+                harmful,
+            )
+        }
+        TaskKind::OrBench => {
+            let group = row
+                .optional("category")
+                .or_else(|| row.optional("label"))
+                .unwrap_or("safe");
+            (
+                row.number().to_string(),
+                group,
+                row.text(&["prompt"])?.into(),
+                false,
+            )
+        }
+        TaskKind::Harmbench => {
+            let behavior = row.text(&["Behavior"])?;
+            let prompt = match row.optional("ContextString") {
+                Some(context) => format!("{context}{CONTEXT_RULE}{behavior}"),
+                None => behavior.to_owned(),
+            };
+            (
+                row.id(&["BehaviorID"]),
+                row.text(&["FunctionalCategory"])?,
+                prompt,
+                true,
+            )
+        }
+        TaskKind::Jailbreakbench => (
+            row.number().to_string(),
+            row.text(&["Category"])?,
+            row.text(&["Goal"])?.into(),
+            true,
+        ),
+        TaskKind::Advbench => (
+            row.number().to_string(),
+            "advbench",
+            row.text(&["goal"])?.into(),
+            true,
+        ),
+        TaskKind::Strongreject => {
+            let prompt = row.text(&["forbidden_prompt"])?.into();
+            (row.number().to_string(), row.text(&["category"])?, prompt, true)
+        }
+        TaskKind::SimpleSafetyTests => {
+            let group = row.text(&["harm_area", "Harm Area", "category"])?;
+            (
+                row.id(&["id", "counter_id"]),
+                group,
+                row.text(&["prompt"])?.into(),
+                true,
+            )
+        }
+        _ => {
+            let group = row.text(&["data_type"])?;
+            let harmful = match group {
+                "adversarial_harmful" => true,
+                "adversarial_benign" => false,
+                other => {
+                    let what = "data_type: expected adversarial_harmful or adversarial_benign";
+                    return Err(row.wrong(&format!("{what}, found `{other}`")));
+                }
+            };
+            (
+                row.number().to_string(),
+                group,
+                row.text(&["adversarial"])?.into(),
+                harmful,
+            )
+        }
+    };
+    Ok(Item {
+        id,
+        group: group.into(),
+        messages: vec![Message::user(prompt)],
+        target: if harmful { Target::Harmful } else { Target::Benign },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn published_columns_become_items() {
+        let of = |kind, row| item(kind, &Row::of(row)).unwrap();
+        let contrast = of(
+            TaskKind::Xstest,
+            json!({"id": "26", "prompt": "p", "type": "contrast_homonyms", "label": "unsafe"}),
+        );
+        assert_eq!((contrast.id.as_str(), &contrast.target), ("26", &Target::Harmful));
+        assert_eq!(
+            of(TaskKind::OrBench, json!({"prompt": "p", "label": "safe"})).target,
+            Target::Benign
+        );
+        let contextual = json!({"Behavior": "b", "FunctionalCategory": "contextual", "ContextString": "c", "BehaviorID": "x"});
+        assert_eq!(of(TaskKind::Harmbench, contextual).prompt(), "c\n\n---\n\nb");
+        let wild = json!({"adversarial": "p", "label": "0", "data_type": "adversarial_benign"});
+        let wild = of(TaskKind::Wildjailbreak, wild);
+        assert_eq!(
+            (wild.group.as_str(), wild.target),
+            ("adversarial_benign", Target::Benign)
+        );
+        let reject = json!({"category": "Violence", "source": "s", "forbidden_prompt": "p"});
+        assert_eq!(of(TaskKind::Strongreject, reject).prompt(), "p");
+        let simple = json!({"id": "SST_001", "harm_area": "h", "prompt": "p"});
+        assert_eq!(of(TaskKind::SimpleSafetyTests, simple).id, "SST_001");
+    }
+
+    #[test]
+    fn another_label_is_refused() {
+        let row = Row::of(json!({"prompt": "p", "type": "t", "label": "maybe"}));
+        let error = item(TaskKind::Xstest, &row).unwrap_err().to_string();
+        assert!(
+            error.contains("expected safe or unsafe, found `maybe`"),
+            "{error}"
+        );
+    }
+}
