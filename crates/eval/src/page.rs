@@ -24,7 +24,8 @@ struct Sample<'a> {
     task: &'a str,
     group: &'a str,
     id: &'a str,
-    sample: usize,
+    #[serde(rename = "sample")]
+    number: usize,
     model: &'a str,
     mode: &'static str,
     kind: &'static str,
@@ -83,7 +84,7 @@ fn samples(cell: &Cell) -> Vec<Sample<'_>> {
                 task: &cell.task.name,
                 group: &item.group,
                 id: &item.id,
-                sample,
+                number: sample,
                 model: &cell.model.name,
                 mode: mode_name(cell.mode),
                 kind: kind(&item.target),

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use crate::log::Part;
-use crate::recipe::{JudgeKind, Recipe};
+use model::chat::Mode;
+
+use crate::recipe::{JudgeKind, ModelRecipe, Recipe, TaskKind, TaskRecipe};
 use crate::run::{Choice, mode_name};
 use crate::sandbox::Sandbox;
 use crate::tasks::{Item, Target, load, paths, select};
 
 /// Characters of a token, where no tokenizer is asked: about what English has.
 const CHARACTERS: f64 = 4.0;
+/// Tokens of a prompt of a benchmark whose files are missing.
+const PROMPT_TOKENS: usize = 200;
 
 /// The plan of a recipe.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -61,70 +64,16 @@ pub fn plan(recipe: &Recipe, choice: &Choice) -> crate::Result<Plan> {
         .iter()
         .filter(|task| takes(&choice.tasks, &task.name))
     {
-        let absent: Vec<String> = paths(recipe, task)
-            .into_iter()
-            .filter(|path| !path.is_file())
-            .map(|path| path.display().to_string())
-            .collect();
-        if !absent.is_empty() {
-            plan.missing.push(format!(
-                "task {}: {} ({})",
-                task.name,
-                absent.join(", "),
-                task.kind.origin()
-            ));
+        let Some(shape) = shape(recipe, task, &mut plan.missing) else {
             continue;
-        }
-        let items = match load(recipe, task) {
-            Ok(loaded) => select(loaded.items, task, recipe.seed),
-            Err(error) => {
-                plan.missing.push(error.to_string());
-                continue;
-            }
         };
-        let characters: usize = items.iter().map(length).sum();
         for model in recipe
             .models
             .iter()
             .filter(|model| takes(&choice.models, &model.name))
         {
             for mode in &model.modes {
-                let requests = items.len() * task.samples;
-                let most = recipe.sampling.of(*mode, &task.sampling).max_new_tokens as f64;
-                let typical = task.typical_tokens.map(|tokens| tokens as f64);
-                plan.loads.push(Load {
-                    who: format!("{} ({}): {}", model.name, mode_name(*mode), task.name),
-                    requests,
-                    tokens_in: characters as f64 * task.samples as f64 / CHARACTERS,
-                    tokens_typical: typical.map(|tokens| tokens * requests as f64),
-                    tokens_most: most * requests as f64,
-                    price_in: model.price_in,
-                    price_out: model.price_out,
-                });
-                let reply = typical.unwrap_or(most);
-                for judge in task.judges.iter().filter_map(|name| recipe.judge(name)) {
-                    if judge.kind == JudgeKind::BuiltIn {
-                        continue;
-                    }
-                    let parts = parts(&items, task.judge_thinking) * task.samples;
-                    let baselines: usize = items.iter().map(baseline).sum::<usize>() * task.samples;
-                    let each = characters as f64 / CHARACTERS / items.len() as f64 + reply;
-                    plan.loads.push(Load {
-                        who: format!(
-                            "{}: {} ({}): {}",
-                            judge.name,
-                            model.name,
-                            mode_name(*mode),
-                            task.name
-                        ),
-                        requests: parts,
-                        tokens_in: each * parts as f64 + baselines as f64 / CHARACTERS,
-                        tokens_typical: None,
-                        tokens_most: (judge.max_tokens * parts) as f64,
-                        price_in: judge.price_in,
-                        price_out: judge.price_out,
-                    });
-                }
+                add_loads(&mut plan.loads, recipe, task, &shape, model, *mode);
             }
         }
         if task.kind.runs_code()
@@ -135,6 +84,113 @@ pub fn plan(recipe: &Recipe, choice: &Choice) -> crate::Result<Plan> {
     }
     plan.missing.extend(missing_keys(recipe));
     Ok(plan)
+}
+
+/// What a task asks, for one sample of each prompt.
+struct Shape {
+    prompts: usize,
+    /// Characters of all prompts.
+    characters: usize,
+    /// Texts that a judge sees.
+    parts: usize,
+    /// Characters of the baselines in both games.
+    baselines: usize,
+}
+
+/// A task's shape by its files, or by what is published of it where they are missing; `None` where neither is known.
+fn shape(recipe: &Recipe, task: &TaskRecipe, missing: &mut Vec<String>) -> Option<Shape> {
+    let absent: Vec<String> = paths(recipe, task)
+        .into_iter()
+        .filter(|path| !path.is_file())
+        .map(|path| path.display().to_string())
+        .collect();
+    let each = texts_each(task);
+    if absent.is_empty() {
+        let items = load(recipe, task).map(|loaded| select(loaded.items, task, recipe.seed));
+        let items = items.map_err(|error| missing.push(error.to_string())).ok()?;
+        return Some(Shape {
+            prompts: items.len(),
+            characters: items.iter().map(length).sum(),
+            parts: items.len() * each,
+            baselines: items.iter().map(baseline).sum(),
+        });
+    }
+    let known = task.kind.published_prompts();
+    let known = known.map(|prompts| {
+        prompts
+            .min(task.sample.unwrap_or(usize::MAX))
+            .min(task.limit.unwrap_or(usize::MAX))
+    });
+    let counted = known.map_or("; not counted below".into(), |prompts| {
+        format!("; counted below as {prompts} prompts of {PROMPT_TOKENS} tokens")
+    });
+    missing.push(format!(
+        "task {}: {} ({}){counted}",
+        task.name,
+        absent.join(", "),
+        task.kind.origin()
+    ));
+    let prompts = known?;
+    let characters = prompts * PROMPT_TOKENS * CHARACTERS as usize;
+    Some(Shape {
+        prompts,
+        characters,
+        parts: prompts * each,
+        baselines: if task.kind == TaskKind::ArenaHard {
+            2 * characters
+        } else {
+            0
+        },
+    })
+}
+
+/// Texts of one reply that a judge sees.
+fn texts_each(task: &TaskRecipe) -> usize {
+    match task.kind {
+        TaskKind::ArenaHard => 2,
+        kind if kind.needs_judge(task.scorer) => 1 + usize::from(task.judge_thinking),
+        _ => 0,
+    }
+}
+
+/// What a model is asked in a mode, and each of the task's judges about its replies.
+fn add_loads(
+    loads: &mut Vec<Load>,
+    recipe: &Recipe,
+    task: &TaskRecipe,
+    shape: &Shape,
+    model: &ModelRecipe,
+    mode: Mode,
+) {
+    let requests = shape.prompts * task.samples;
+    let most = recipe.sampling.of(mode, &task.sampling).max_new_tokens as f64;
+    let typical = task.typical_tokens.map(|tokens| tokens as f64);
+    let tokens = |characters: usize| (characters * task.samples) as f64 / CHARACTERS;
+    let name = format!("{} ({}): {}", model.name, mode_name(mode), task.name);
+    loads.push(Load {
+        who: name.clone(),
+        requests,
+        tokens_in: tokens(shape.characters),
+        tokens_typical: typical.map(|tokens| tokens * requests as f64),
+        tokens_most: most * requests as f64,
+        price_in: model.price_in,
+        price_out: model.price_out,
+    });
+    let reply = typical.unwrap_or(most);
+    let judges = task.judges.iter().filter_map(|name| recipe.judge(name));
+    for judge in judges.filter(|judge| judge.kind != JudgeKind::BuiltIn) {
+        let requests = shape.parts * task.samples;
+        let prompt = shape.characters as f64 / CHARACTERS / shape.prompts.max(1) as f64;
+        loads.push(Load {
+            who: format!("{}: {name}", judge.name),
+            requests,
+            tokens_in: (prompt + reply) * requests as f64 + tokens(shape.baselines),
+            tokens_typical: None,
+            tokens_most: (judge.max_tokens * requests) as f64,
+            price_in: judge.price_in,
+            price_out: judge.price_out,
+        });
+    }
 }
 
 fn length(item: &Item) -> usize {
@@ -150,17 +206,6 @@ fn baseline(item: &Item) -> usize {
         Target::Battle { baseline } => 2 * baseline.chars().count(),
         _ => 0,
     }
-}
-
-/// Texts that a judge sees, for one sample of each prompt.
-fn parts(items: &[Item], thinking: bool) -> usize {
-    let both = [Part::BaselineFirst, Part::BaselineSecond].len();
-    let of = |item: &Item| match item.target {
-        Target::Battle { .. } => both,
-        Target::Harmful | Target::Benign => 1 + usize::from(thinking),
-        _ => 0,
-    };
-    items.iter().map(of).sum()
 }
 
 fn missing_keys(recipe: &Recipe) -> Vec<String> {
@@ -200,7 +245,12 @@ mod tests {
         assert!(
             plan.missing[0].contains("wildjailbreak/eval.tsv") && plan.missing[1].contains("NO_SUCH_KEY")
         );
-        assert_eq!(plan.loads.len(), 4);
+        // Two modes of one model, by itself and before its judge; WildJailbreak by what is known of it.
+        assert_eq!(plan.loads.len(), 8);
+        assert_eq!(
+            (plan.loads[4].requests, plan.loads[4].tokens_in),
+            (2210, 442_000.0)
+        );
         let model = &plan.loads[0];
         assert_eq!(
             (

@@ -133,18 +133,24 @@ impl Cell {
     }
 }
 
-/// The items of each chosen task of a recipe.
-pub(crate) fn chosen_items(
-    recipe: &Recipe,
-    choice: &Choice,
-) -> Result<Vec<(TaskRecipe, Rc<Vec<Item>>, String)>> {
+/// A task and what it asks.
+struct Asked {
+    task: TaskRecipe,
+    items: Rc<Vec<Item>>,
+    data_sha256: String,
+}
+
+fn chosen(recipe: &Recipe, choice: &Choice) -> Result<Vec<Asked>> {
     choice.check(recipe)?;
     let tasks = recipe.tasks.iter().filter(|task| choice.takes_task(task));
     tasks
         .map(|task| {
             let loaded = load(recipe, task)?;
-            let items = select(loaded.items, task, recipe.seed);
-            Ok((task.clone(), Rc::new(items), loaded.sha256))
+            Ok(Asked {
+                task: task.clone(),
+                items: Rc::new(select(loaded.items, task, recipe.seed)),
+                data_sha256: loaded.sha256,
+            })
         })
         .collect()
 }
@@ -158,10 +164,10 @@ pub fn run<H: Host>(
     choice: &Choice,
     host: &mut H,
 ) -> std::result::Result<Vec<Cell>, H::Error> {
-    let tasks = chosen_items(recipe, choice)?;
+    let tasks = chosen(recipe, choice)?;
     let sandbox = tasks
         .iter()
-        .any(|(task, ..)| task.kind.runs_code())
+        .any(|asked| asked.task.kind.runs_code())
         .then(|| Sandbox::open(&recipe.sandbox))
         .transpose()?;
     let mut cells = open_cells(recipe, choice, &tasks, host)?;
@@ -204,14 +210,19 @@ pub fn mode_name(mode: Mode) -> &'static str {
 fn open_cells<H: Host>(
     recipe: &Recipe,
     choice: &Choice,
-    tasks: &[(TaskRecipe, Rc<Vec<Item>>, String)],
+    tasks: &[Asked],
     host: &mut H,
 ) -> std::result::Result<Vec<Cell>, H::Error> {
     let mut cells = Vec::new();
     for model in recipe.models.iter().filter(|model| choice.takes_model(model)) {
         let identity = host.identity(model)?;
         for mode in &model.modes {
-            for (task, items, data_sha256) in tasks {
+            for Asked {
+                task,
+                items,
+                data_sha256,
+            } in tasks
+            {
                 let prompts = format!("{:?} {:?}", task.template, task.system);
                 let spec = Spec {
                     version: VERSION,

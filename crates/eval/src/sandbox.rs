@@ -116,7 +116,7 @@ impl Sandbox {
             .replace("PORT", &port.to_string())
             .replace("PATH", &format!("{:?}", secret.display().to_string()))
             .replace("PROCESSES", &limits.processes.to_string());
-        let outcome = self.run(&program, Duration::from_secs(60))?;
+        let outcome = self.run(&program, Duration::from_mins(1))?;
         if outcome.stdout.trim() == "held" && outcome.code == Some(0) {
             return Ok(());
         }
@@ -341,7 +341,7 @@ pub(crate) mod tests {
             ..Limits::default()
         };
         let Some(sandbox) = sandbox(&limits) else { return };
-        let outcome = sandbox.run(hog, Duration::from_secs(60)).unwrap();
+        let outcome = sandbox.run(hog, Duration::from_mins(1)).unwrap();
         assert_eq!(outcome.stdout, "True\n", "{outcome:?}");
     }
 

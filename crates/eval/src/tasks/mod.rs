@@ -275,6 +275,25 @@ impl TaskKind {
         }
     }
 
+    /// How many prompts a benchmark is published with, to plan without its files; LiveCodeBench's depend on the dates.
+    pub(crate) fn published_prompts(self) -> Option<usize> {
+        match self {
+            Self::Xstest => Some(450),
+            Self::OrBench => Some(1319),
+            Self::Harmbench => Some(320),
+            Self::Jailbreakbench | Self::SimpleSafetyTests => Some(100),
+            Self::Advbench => Some(520),
+            Self::Strongreject => Some(313),
+            Self::Wildjailbreak => Some(2210),
+            Self::Humaneval => Some(164),
+            Self::Aime => Some(30),
+            Self::Gpqa => Some(198),
+            Self::MmluPro => Some(12_032),
+            Self::ArenaHard => Some(750),
+            Self::Livecodebench | Self::Ability | Self::Custom => None,
+        }
+    }
+
     /// Where a benchmark is published.
     pub fn origin(self) -> &'static str {
         match self {
