@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use model::chat::Mode;
 
-use crate::recipe::{JudgeKind, ModelRecipe, Recipe, TaskKind, TaskRecipe};
+use crate::recipe::{ModelRecipe, Recipe, TaskKind, TaskRecipe};
 use crate::run::{Choice, mode_name};
 use crate::sandbox::Sandbox;
 use crate::tasks::{Item, Target, load, paths, select};
@@ -178,7 +178,7 @@ fn add_loads(
     });
     let reply = typical.unwrap_or(most);
     let judges = task.judges.iter().filter_map(|name| recipe.judge(name));
-    for judge in judges.filter(|judge| judge.kind != JudgeKind::BuiltIn) {
+    for judge in judges.filter(|judge| judge.url.is_some() || judge.scripted.is_some()) {
         let requests = shape.parts * task.samples;
         let prompt = shape.characters as f64 / CHARACTERS / shape.prompts.max(1) as f64;
         loads.push(Load {

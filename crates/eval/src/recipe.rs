@@ -249,6 +249,9 @@ pub enum JudgeKind {
     Rubric,
     /// Any chat model that compares two answers, as Arena-Hard does.
     Pairwise,
+    /// The phrases that refusals begin with: no model, so no training can have learned to please it. It says nothing of
+    /// safety.
+    Phrases,
 }
 
 /// A judge, by the role that tasks name.
@@ -259,6 +262,9 @@ pub struct JudgeRecipe {
     pub name: String,
     /// How it is asked.
     pub kind: JudgeKind,
+    /// On this machine: a folder, a file, or a name, as for models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// The base address of an OpenAI-compatible server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
@@ -531,6 +537,27 @@ impl Recipe {
     }
 }
 
+impl JudgeRecipe {
+    /// A judge on this machine, as the model that it is.
+    pub(crate) fn as_model(&self) -> ModelRecipe {
+        ModelRecipe {
+            name: self.name.clone(),
+            source: self.source.clone(),
+            url: None,
+            scripted: None,
+            model: None,
+            api_key_env: None,
+            parallel: self.parallel,
+            dtype: Precision::default(),
+            modes: no_think(),
+            step: None,
+            series: String::new(),
+            price_in: 0.0,
+            price_out: 0.0,
+        }
+    }
+}
+
 impl TaskKind {
     /// Whether replies are scored by judges and not by rule.
     pub fn needs_judge(self, scorer: CustomScorer) -> bool {
@@ -553,19 +580,25 @@ impl TaskKind {
 }
 
 fn check_judge(judge: &JudgeRecipe) -> std::result::Result<(), String> {
-    let places = usize::from(judge.url.is_some()) + usize::from(judge.scripted.is_some());
+    let places = [
+        judge.source.is_some(),
+        judge.url.is_some(),
+        judge.scripted.is_some(),
+    ];
+    let places = places.into_iter().filter(|given| *given).count();
+    let wrong = |what: &str| Err(format!("judge {}: {what}", judge.name));
     match judge.kind {
-        JudgeKind::BuiltIn if places > 0 => Err(format!(
-            "judge {}: the built-in guard has neither url nor scripted",
-            judge.name
-        )),
-        JudgeKind::Wildguard if judge.url.is_none() => Err(format!("judge {}: expected url", judge.name)),
-        JudgeKind::BuiltIn | JudgeKind::Wildguard => Ok(()),
-        _ if places != 1 => Err(format!("judge {}: expected one of url and scripted", judge.name)),
-        JudgeKind::Pairwise if judge.system.is_empty() => Err(format!(
-            "judge {}: system: expected instructions by category, found none",
-            judge.name
-        )),
+        JudgeKind::BuiltIn | JudgeKind::Phrases if places > 0 => {
+            wrong("it is part of the program and has neither source nor url nor scripted")
+        }
+        JudgeKind::BuiltIn | JudgeKind::Phrases => Ok(()),
+        JudgeKind::Wildguard if places != 1 || judge.url.is_none() => {
+            wrong("expected url: WildGuard judges behind a server only")
+        }
+        _ if places != 1 => wrong("expected one of source, url and scripted"),
+        JudgeKind::Pairwise if judge.system.is_empty() => {
+            wrong("system: expected instructions by category, found none")
+        }
         _ => Ok(()),
     }
 }
@@ -684,7 +717,15 @@ mod tests {
             ),
             (
                 "[[judge]]\nname = \"j\"\nkind = \"rubric\"",
-                "one of url and scripted",
+                "one of source, url and scripted",
+            ),
+            (
+                "[[judge]]\nname = \"j\"\nkind = \"wildguard\"\nsource = \"x\"",
+                "behind a server only",
+            ),
+            (
+                "[[judge]]\nname = \"j\"\nkind = \"phrases\"\nurl = \"x\"",
+                "part of the program",
             ),
             (
                 "[[task]]\nname = \"t\"\nkind = \"livecodebench\"\nfrom = \"May\"",

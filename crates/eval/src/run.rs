@@ -480,16 +480,17 @@ fn by_rule(target: &Target, reply: &str) -> Option<Score> {
 }
 
 /// Which judge that is: whatever its verdicts depend on.
-pub(crate) fn judge_identity(judge: &JudgeRecipe) -> String {
+fn judge_identity<H: Host>(judge: &JudgeRecipe, host: &mut H) -> std::result::Result<String, H::Error> {
     let place = match judge.kind {
         JudgeKind::BuiltIn if judge.heads.is_none() => judge::Heads::built_in_sha256(),
+        _ if judge.source.is_some() => host.identity(&judge.as_model())?,
         _ => format!(
             "{:?} {:?} {:?} {:?}",
             judge.url, judge.model, judge.heads, judge.scripted
         ),
     };
     let asked = format!("{:?} {} {:?}", judge.kind, judge.max_tokens, judge.system);
-    format!("{:016x}", draw(&[&place, &asked]))
+    Ok(format!("{:016x}", draw(&[&place, &asked])))
 }
 
 /// Lets a judge see whatever it has not seen of its tasks.
@@ -499,7 +500,8 @@ fn judge_cells<H: Host>(
     cells: &mut [Cell],
     host: &mut H,
 ) -> std::result::Result<(), H::Error> {
-    let by = judge_identity(judge);
+    let by = judge_identity(judge, host)?;
+    let longest = longest_case(judge, &by, cells);
     let mut opened: Option<Judge> = None;
     for cell in cells
         .iter_mut()
@@ -522,6 +524,10 @@ fn judge_cells<H: Host>(
         if opened.is_none() {
             opened = Some(match judge.kind {
                 JudgeKind::BuiltIn => Judge::Guard(host.guard(judge)?),
+                _ if judge.source.is_some() => Judge::Chat {
+                    recipe: judge.clone(),
+                    respondent: host.model(&judge.as_model(), &longest, judge.max_tokens)?,
+                },
                 _ => Judge::open(judge)?,
             });
         }
@@ -530,6 +536,27 @@ fn judge_cells<H: Host>(
         }
     }
     Ok(())
+}
+
+/// The longest text that a judge on this machine has to see.
+fn longest_case(judge: &JudgeRecipe, by: &str, cells: &[Cell]) -> String {
+    if judge.source.is_none() {
+        return String::new();
+    }
+    let text = |case: &Case| {
+        let asked: String = case
+            .messages
+            .iter()
+            .map(|message| message.content.clone() + "\n")
+            .collect();
+        let baseline = case.versus.as_ref().map_or("", |versus| &versus.baseline);
+        let system: String = judge.system.values().cloned().collect();
+        asked + &case.reply + baseline + &system
+    };
+    let mine = cells.iter().filter(|cell| cell.task.judges.contains(&judge.name));
+    let cases = mine.flat_map(|cell| pending_cases(cell, &judge.name, by));
+    let texts = cases.map(|(_, _, case)| text(&case));
+    texts.max_by_key(String::len).unwrap_or_default()
 }
 
 fn judge_cell<H: Host>(
