@@ -1,5 +1,6 @@
 //! The command line, parsed purely: nothing here opens a file or loads a model.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     Reward(Reward),
     /// Measure models on benchmarks and print the table
     Eval(Eval),
+    /// Serve models, a guard or a reward recipe over HTTP
+    Serve(Serve),
     /// Write a run's page, report.html
     Report(Report),
     /// Write a checkpoint in other programs' formats
@@ -123,6 +126,7 @@ impl Drawing {
             repetition_penalty: self.repetition_penalty,
             stop: self.stop.clone(),
             seed: self.seed,
+            ..Sampling::default()
         }
     }
 }
@@ -367,6 +371,77 @@ pub(crate) enum TableFormat {
     Json,
 }
 
+/// `saferl serve`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("served").required(true).multiple(true).args(["models", "guard", "reward"]))]
+pub(crate) struct Serve {
+    /// Folders, .gguf files, built-in names, or org/name; requests choose by name, the first is the default
+    #[arg(value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+    /// Judge prompts and replies: `built-in`, or the URL of an OpenAI-compatible server of Qwen3Guard-Gen
+    #[arg(long, value_name = "GUARD")]
+    pub(crate) guard: Option<String>,
+    /// The guard's name at that server
+    #[arg(long, value_name = "NAME", default_value = "Qwen/Qwen3Guard-Gen-4B")]
+    pub(crate) guard_model: String,
+    /// What happens to what is not safe
+    #[arg(long, value_enum, default_value_t = GuardAction::Annotate)]
+    pub(crate) guard_action: GuardAction,
+    /// Let controversial texts count as safe
+    #[arg(long)]
+    pub(crate) guard_loose: bool,
+    /// Serve the rewards of this recipe, a TOML file
+    #[arg(long, value_name = "RECIPE")]
+    pub(crate) reward: Option<PathBuf>,
+    /// The folder of training runs to show at /runs, if it is there
+    #[arg(long, value_name = "FOLDER", default_value = "runs")]
+    pub(crate) runs: PathBuf,
+    /// Port; 0 for any that is free
+    #[arg(long, value_name = "N", default_value_t = 8000)]
+    pub(crate) port: u16,
+    /// Address to listen at; others than this machine's own need a key in SAFERL_API_KEY
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub(crate) host: IpAddr,
+    /// How thinking is told from content [default: by the chat template]
+    #[arg(long, value_enum, value_name = "PARSER")]
+    pub(crate) reasoning_parser: Option<ReasoningParser>,
+    /// Tokens whose keys and values are kept at once [default: four contexts, within 2 GiB]
+    #[arg(long, value_name = "N", value_parser = whole_blocks)]
+    pub(crate) cache_tokens: Option<usize>,
+    /// Number type of the weights: f32 as references compute, or bf16 in half the memory
+    #[arg(long, value_enum, default_value_t = Precision::F32, hide_possible_values = true)]
+    pub(crate) dtype: Precision,
+}
+
+/// A number of tokens that is worth a pool.
+fn whole_blocks(text: &str) -> Result<usize, String> {
+    let tokens: usize = text.parse().map_err(|_| "expected a number".to_owned())?;
+    if tokens < 64 {
+        return Err("expected at least 64".into());
+    }
+    Ok(tokens)
+}
+
+/// What happens to what a guard does not find safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GuardAction {
+    /// Deliver it with its verdict.
+    Annotate,
+    /// Hold it back.
+    Block,
+}
+
+/// How thinking is told from content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReasoningParser {
+    /// As Qwen3 thinks.
+    Qwen3,
+    /// As DeepSeek-R1 thinks.
+    DeepseekR1,
+    /// No thinking.
+    None,
+}
+
 /// `saferl report`
 #[derive(Debug, Args)]
 pub(crate) struct Report {
@@ -445,6 +520,21 @@ mod tests {
             "saferl generate m --prompt a --prompt-tokens 1",
         ] {
             assert!(Arguments::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_server_serves_something() {
+        assert!(Arguments::try_parse_from(["saferl", "serve"]).is_err());
+        for line in [
+            "saferl serve a b",
+            "saferl serve --guard built-in",
+            "saferl serve --reward recipe.toml --port 0",
+        ] {
+            let Command::Serve(serve) = parse(line) else {
+                panic!()
+            };
+            assert!(serve.host.is_loopback());
         }
     }
 

@@ -44,6 +44,9 @@ pub(crate) enum Error {
     /// The judge crate's.
     #[error(transparent)]
     Judge(#[from] judge::Error),
+    /// The serve crate's.
+    #[error(transparent)]
+    Serve(#[from] serve::Error),
     /// The train crate's.
     #[error(transparent)]
     Train(#[from] train::Error),
@@ -67,6 +70,7 @@ impl Error {
             Self::Request { hint, .. } => Some(hint),
             Self::Model(error) => error.hint(),
             Self::Judge(error) => error.hint(),
+            Self::Serve(error) => error.hint(),
             Self::Train(error) => error.hint(),
             Self::Eval(error) => error.hint(),
             _ => None,

@@ -14,15 +14,17 @@ use std::time::Instant;
 use candle_core::{DType, Storage, Tensor};
 
 use crate::chat::Prompt;
+use crate::constraint::Constraint;
 use crate::decoder::{Decoder, PoolLayer};
 use crate::generate::{Completion, FinishReason, Generate, Sampling};
 use crate::kv_pool::BLOCK_SLOTS;
 use crate::queue::{Batch, End, Group, Queue, Sequence, Start};
-use crate::sampler::{Draw, draw_rows};
+use crate::sampler::draw_rows;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 pub use crate::reply::Piece;
+pub use crate::sampler::Draw;
 
 /// Names one call of [`Engine::submit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,9 +41,20 @@ pub struct Event {
     pub news: News,
 }
 
-/// Text, or the end.
+/// What a request wants beside its completions.
+#[derive(Debug, Clone, Default)]
+pub struct Extras {
+    /// How many of the likeliest tokens [`News::Token`] tells.
+    pub likeliest: usize,
+    /// What the tokens may be, for each completion from its start.
+    pub constraint: Option<Box<dyn Constraint>>,
+}
+
+/// A token, the text that it added, or the end.
 #[derive(Debug, Clone, PartialEq)]
 pub enum News {
+    /// A token was drawn; one that ends the turn is told as well.
+    Token(Draw),
     /// Text was added.
     Text(Piece),
     /// The completion is done.
@@ -154,6 +167,17 @@ impl Engine {
     /// Sampling that means nothing, a prompt that is empty, has unknown ids or fills the context, or one that could
     /// never fit the pool together with its longest reply.
     pub fn submit(&mut self, prompt: &Prompt, count: usize, sampling: &Sampling) -> Result<Ticket> {
+        self.submit_with(prompt, count, sampling, Extras::default())
+    }
+
+    /// As [`Engine::submit`], with what else the request wants.
+    pub fn submit_with(
+        &mut self,
+        prompt: &Prompt,
+        count: usize,
+        sampling: &Sampling,
+        extras: Extras,
+    ) -> Result<Ticket> {
         sampling.check()?;
         let limit = self.limit(&prompt.ids, sampling.max_new_tokens)?;
         let ticket = Ticket(self.next_ticket);
@@ -161,7 +185,7 @@ impl Engine {
         if count > 0 {
             self.queue
                 .groups
-                .push_back(Group::new(ticket, &prompt.ids, count, limit, sampling));
+                .push_back(Group::new(ticket, &prompt.ids, count, limit, sampling, extras));
         }
         Ok(ticket)
     }
@@ -205,6 +229,11 @@ impl Engine {
     /// Drops a request, whatever it has got so far.
     pub fn cancel(&mut self, ticket: Ticket) {
         self.queue.cancel(ticket);
+    }
+
+    /// Drops one completion of a request, which must have started: of which there was news.
+    pub fn cancel_one(&mut self, ticket: Ticket, index: usize) {
+        self.queue.cancel_one(ticket, index);
     }
 
     /// Runs one forward pass and returns what it brought. After an error every request is gone.
@@ -308,10 +337,12 @@ impl Engine {
         self.tokens += 1;
         sequence.ids.push(draw.id);
         sequence.log_probabilities.push(draw.log_probability);
-        if self.tokenizer.end_ids().contains(&draw.id) {
+        let id = draw.id;
+        events.push(event(&sequence, News::Token(draw)));
+        if self.tokenizer.end_ids().contains(&id) {
             return self.finish(sequence, FinishReason::Stop, events);
         }
-        let piece = sequence.reply.push(draw.id)?;
+        let piece = sequence.reply.push(id)?;
         events.extend(piece.map(|piece| event(&sequence, News::Text(piece))));
         if sequence.reply.stopped() {
             return self.finish(sequence, FinishReason::Stop, events);
@@ -365,6 +396,7 @@ impl Engine {
         loop {
             for event in self.step()? {
                 match event.news {
+                    News::Token(_) => {}
                     News::Text(piece) => on_text(piece),
                     News::Finished(completion) => return Ok(completion),
                 }
@@ -721,6 +753,48 @@ mod tests {
         );
         assert_eq!(stopped.finish_reason, FinishReason::Stop);
         assert!(whole.ids.starts_with(&stopped.ids) && stopped.ids.len() < whole.ids.len());
+    }
+
+    #[test]
+    fn tokens_are_told_as_they_come_and_one_completion_can_be_dropped() {
+        let mut engine = engine(1024);
+        let prompt = prompts(&engine, &["Go"]).remove(0);
+        let sampling = Sampling {
+            max_new_tokens: 12,
+            seed: 3,
+            ..Sampling::default()
+        };
+        let extras = Extras {
+            likeliest: 2,
+            constraint: None,
+        };
+        let ticket = engine.submit_with(&prompt, 3, &sampling, extras).unwrap();
+        let mut tokens = vec![Vec::new(); 3];
+        let mut completions = vec![None; 3];
+        while !engine.is_idle() {
+            for event in engine.step().unwrap() {
+                match event.news {
+                    News::Token(draw) => {
+                        assert!(draw.likeliest.len() == 2 && draw.likeliest[0].1 >= draw.log_probability);
+                        tokens[event.index].push(draw.id);
+                        if event.index == 1 && tokens[1].len() == 4 {
+                            engine.cancel_one(ticket, 1);
+                        }
+                    }
+                    News::Text(_) => {}
+                    News::Finished(completion) => completions[event.index] = Some(completion),
+                }
+            }
+        }
+        assert_eq!(tokens[1].len(), 4);
+        assert!(completions[1].is_none());
+        for index in [0, 2] {
+            assert_eq!(completions[index].as_ref().unwrap().ids, tokens[index]);
+        }
+        assert_eq!(
+            engine.queue.pool.free_blocks() * BLOCK_SLOTS,
+            engine.queue.pool.slots()
+        );
     }
 
     #[test]

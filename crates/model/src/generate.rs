@@ -1,5 +1,7 @@
 //! The seam between prompts and completions.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::chat::Prompt;
@@ -21,8 +23,13 @@ pub struct Sampling {
     pub min_p: f64,
     /// Subtracted from the logit of every token already generated.
     pub presence_penalty: f64,
+    /// Subtracted from the logit of a token once for each time that it was generated.
+    pub frequency_penalty: f64,
     /// Divides positive and multiplies negative logits of tokens seen in prompt or reply; 1 switches it off.
     pub repetition_penalty: f64,
+    /// Added to the logits of these tokens.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Texts that end a completion; they are not part of it.
     pub stop: Vec<String>,
     /// Seed; the same seed gives the same tokens whatever else is in the batch.
@@ -38,7 +45,9 @@ impl Default for Sampling {
             top_k: 0,
             min_p: 0.0,
             presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             repetition_penalty: 1.0,
+            logit_bias: BTreeMap::new(),
             stop: Vec::new(),
             seed: 0,
         }
@@ -67,6 +76,12 @@ impl Sampling {
         }
         if !self.presence_penalty.is_finite() {
             return refuse("presence_penalty", "a finite number", &self.presence_penalty);
+        }
+        if !self.frequency_penalty.is_finite() {
+            return refuse("frequency_penalty", "a finite number", &self.frequency_penalty);
+        }
+        if let Some(bias) = self.logit_bias.values().find(|bias| !bias.is_finite()) {
+            return refuse("logit_bias", "finite numbers", bias);
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
             return refuse("repetition_penalty", "above 0", &self.repetition_penalty);
@@ -199,6 +214,20 @@ mod tests {
                 "repetition_penalty",
                 Sampling {
                     repetition_penalty: 0.0,
+                    ..base.clone()
+                },
+            ),
+            (
+                "frequency_penalty",
+                Sampling {
+                    frequency_penalty: f64::NAN,
+                    ..base.clone()
+                },
+            ),
+            (
+                "logit_bias",
+                Sampling {
+                    logit_bias: BTreeMap::from([(3, f32::INFINITY)]),
                     ..base.clone()
                 },
             ),

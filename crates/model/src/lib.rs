@@ -10,7 +10,7 @@
 //! | a name into files | [`source`], [`built_in`] |
 //! | text into ids and back, conversations into prompts | [`tokenizer`], [`template`], [`chat`], [`thinking`] |
 //! | weights and the forward pass | [`config`], [`weights`], [`decoder`], [`lora`], [`heads`] |
-//! | prompts into completions | [`generate`], [`engine`], [`sampler`], [`kv_pool`], [`remote`], [`scripted`] |
+//! | prompts into completions | [`generate`], [`engine`], [`sampler`], [`constraint`], [`kv_pool`], [`remote`], [`scripted`] |
 //! | HTTP with patience, also for other crates | [`endpoint`] |
 //! | models for tests, without a download | [`seeded`] |
 //!
@@ -49,6 +49,7 @@ mod block;
 pub mod built_in;
 pub mod chat;
 pub mod config;
+pub mod constraint;
 mod control;
 pub mod decoder;
 pub mod endpoint;

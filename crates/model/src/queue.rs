@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kernels::Context;
 
 use crate::Result;
-use crate::engine::Ticket;
+use crate::engine::{Extras, Ticket};
 use crate::generate::Sampling;
 use crate::kv_pool::{BLOCK_SLOTS, KvPool, Place};
 use crate::reply::Reply;
@@ -28,6 +28,7 @@ pub(crate) struct Group {
     pub(crate) ticket: Ticket,
     pub(crate) prompt_ids: Vec<u32>,
     pub(crate) sampling: Sampling,
+    pub(crate) extras: Extras,
     /// New tokens a completion may have.
     pub(crate) limit: usize,
     pub(crate) count: usize,
@@ -106,11 +107,13 @@ impl Group {
         count: usize,
         limit: usize,
         sampling: &Sampling,
+        extras: Extras,
     ) -> Self {
         Self {
             ticket,
             prompt_ids: prompt_ids.to_vec(),
             sampling: sampling.clone(),
+            extras,
             limit,
             count,
             started: 0,
@@ -128,7 +131,9 @@ impl Group {
             prompt_length: self.prompt_ids.len(),
             limit: self.limit,
             log_probabilities: Vec::new(),
-            sampler: Sampler::new(&self.sampling, &self.prompt_ids, index)?,
+            sampler: Sampler::new(&self.sampling, &self.prompt_ids, index)?
+                .with_likeliest(self.extras.likeliest)
+                .with_constraint(self.extras.constraint.clone()),
             reply: Reply::new(Arc::clone(tokenizer), &self.prompt_ids, &self.sampling.stop),
             place,
             cached: self.prompt_ids.len(),
@@ -188,6 +193,16 @@ impl Queue {
         self.groups.retain(|group| group.ticket != ticket);
         self.running.retain(|sequence| sequence.ticket != ticket);
         self.paused.retain(|sequence| sequence.ticket != ticket);
+    }
+
+    /// Drops one completion that has started.
+    pub(crate) fn cancel_one(&mut self, ticket: Ticket, index: usize) {
+        let other = |sequence: &Sequence| sequence.ticket != ticket || sequence.index != index;
+        for sequence in self.running.iter_mut().filter(|sequence| !other(sequence)) {
+            self.pool.release(&mut sequence.place);
+        }
+        self.running.retain(other);
+        self.paused.retain(other);
     }
 
     /// Lets paused sequences go on, if there is room for all they have and a block for each that runs.

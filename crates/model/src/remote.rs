@@ -80,6 +80,16 @@ impl Remote {
             json!(sampling.presence_penalty),
         );
         put(
+            sampling.frequency_penalty != 0.0,
+            "frequency_penalty",
+            json!(sampling.frequency_penalty),
+        );
+        put(
+            !sampling.logit_bias.is_empty(),
+            "logit_bias",
+            json!(sampling.logit_bias),
+        );
+        put(
             sampling.repetition_penalty != 1.0,
             "repetition_penalty",
             json!(sampling.repetition_penalty),

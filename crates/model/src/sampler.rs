@@ -5,10 +5,11 @@
 //! function of the seed, the prompt's ids, the completion's index and the position. So a sequence draws the same tokens
 //! whatever else is in the batch, and after it was interrupted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
+use crate::constraint::{Constraint, allows};
 use crate::generate::Sampling;
 use crate::{Error, Result};
 
@@ -20,12 +21,14 @@ const BLOCK: usize = 1024;
 const LANES: usize = 8;
 
 /// One drawn token.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Draw {
     /// The token.
     pub id: u32,
     /// Its log-probability under the model itself: temperature one, before penalties and filters.
     pub log_probability: f32,
+    /// The likeliest tokens and their log-probabilities under the same, the likeliest first: as many as were asked for.
+    pub likeliest: Vec<(u32, f32)>,
 }
 
 /// Draws the tokens of one completion.
@@ -36,8 +39,10 @@ pub struct Sampler {
     drawn: u64,
     /// Tokens of the prompt and the reply, for the repetition penalty; empty where it is off.
     seen: BTreeSet<u32>,
-    /// Tokens of the reply, for the presence penalty; empty where it is off.
-    replied: BTreeSet<u32>,
+    /// How often each token of the reply came, for the presence and frequency penalties; empty where both are off.
+    replied: BTreeMap<u32, u32>,
+    likeliest: usize,
+    constraint: Option<Box<dyn Constraint>>,
 }
 
 /// Buffers of one vocabulary, kept between draws.
@@ -62,45 +67,83 @@ impl Sampler {
             } else {
                 BTreeSet::new()
             },
-            replied: BTreeSet::new(),
+            replied: BTreeMap::new(),
+            likeliest: 0,
+            constraint: None,
         })
+    }
+
+    /// Reports this many of the likeliest tokens with each draw.
+    #[must_use]
+    pub fn with_likeliest(mut self, count: usize) -> Self {
+        self.likeliest = count;
+        self
+    }
+
+    /// Draws only what the constraint allows.
+    #[must_use]
+    pub fn with_constraint(mut self, constraint: Option<Box<dyn Constraint>>) -> Self {
+        self.constraint = constraint;
+        self
     }
 
     /// Draws the next token from the logits of one row.
     ///
-    /// In this order: repetition and presence penalty, temperature, top-k, top-p over what top-k left, min-p.
+    /// In this order: repetition, presence and frequency penalty, logit bias, constraint, temperature, top-k, top-p over
+    /// what top-k left, min-p.
     /// A logit that is not a finite number is an error.
     pub fn draw(&mut self, logits_v: &[f32], scratch: &mut Scratch) -> Result<Draw> {
         let model_peak = peak(logits_v)?;
         let model_total = exponentials(logits_v, model_peak, 1.0, &mut scratch.weights);
         let uniform = uniform(self.stream, self.drawn);
-        let id = self.choose(logits_v, model_peak, model_total, uniform, scratch);
+        let mask = self.constraint.as_mut().and_then(|constraint| constraint.mask());
+        let id = self.choose(
+            logits_v,
+            mask.as_deref(),
+            model_peak,
+            model_total,
+            uniform,
+            scratch,
+        );
         self.drawn += 1;
         if self.sampling.repetition_penalty != 1.0 {
             self.seen.insert(id);
         }
-        if self.sampling.presence_penalty != 0.0 {
-            self.replied.insert(id);
+        if self.sampling.presence_penalty != 0.0 || self.sampling.frequency_penalty != 0.0 {
+            *self.replied.entry(id).or_default() += 1;
         }
-        let shifted = f64::from(logits_v[id as usize]) - f64::from(model_peak);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(id);
+        }
+        let log_total = f64::from(model_peak) + model_total.ln();
+        let log_probability = |logit: f32| (f64::from(logit) - log_total) as f32;
         Ok(Draw {
             id,
-            log_probability: (shifted - model_total.ln()) as f32,
+            log_probability: log_probability(logits_v[id as usize]),
+            likeliest: likeliest(logits_v, self.likeliest)
+                .into_iter()
+                .map(|(logit, id)| (id, log_probability(logit)))
+                .collect(),
         })
     }
 
     fn choose(
         &self,
         logits_v: &[f32],
+        mask: Option<&[u32]>,
         model_peak: f32,
         model_total: f64,
         uniform: f64,
         scratch: &mut Scratch,
     ) -> u32 {
         let sampling = &self.sampling;
-        let penalised = !self.seen.is_empty() || !self.replied.is_empty();
+        let mask = mask.filter(|mask| (0..logits_v.len()).any(|id| allows(mask, id)));
+        let penalised = !self.seen.is_empty()
+            || !self.replied.is_empty()
+            || !sampling.logit_bias.is_empty()
+            || mask.is_some();
         if penalised {
-            self.penalise(logits_v, &mut scratch.penalised);
+            self.penalise(logits_v, mask, &mut scratch.penalised);
         }
         let logits_v = if penalised {
             &scratch.penalised[..]
@@ -126,6 +169,17 @@ impl Sampler {
         } else {
             sampling.top_k
         };
+        // What is forbidden must weigh nothing at all, where the approximation of its exponential leaves a trace.
+        let total = if mask.is_some() {
+            for (weight, &logit) in scratch.weights.iter_mut().zip(logits_v) {
+                if logit == f32::NEG_INFINITY {
+                    *weight = 0.0;
+                }
+            }
+            scratch.weights.chunks(BLOCK).map(sum).sum()
+        } else {
+            total
+        };
         if top_k >= logits_v.len() && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 {
             return invert(&scratch.weights, total, uniform);
         }
@@ -133,7 +187,7 @@ impl Sampler {
         invert_candidates(&scratch.candidates, uniform)
     }
 
-    fn penalise(&self, logits_v: &[f32], penalised_v: &mut Vec<f32>) {
+    fn penalise(&self, logits_v: &[f32], mask: Option<&[u32]>, penalised_v: &mut Vec<f32>) {
         penalised_v.clear();
         penalised_v.extend_from_slice(logits_v);
         let repetition = self.sampling.repetition_penalty as f32;
@@ -146,9 +200,22 @@ impl Sampler {
                 };
             }
         }
-        for &id in &self.replied {
+        let (presence, frequency) = (self.sampling.presence_penalty, self.sampling.frequency_penalty);
+        for (&id, &times) in &self.replied {
             if let Some(logit) = penalised_v.get_mut(id as usize) {
-                *logit -= self.sampling.presence_penalty as f32;
+                *logit -= (presence + frequency * f64::from(times)) as f32;
+            }
+        }
+        for (&id, bias) in &self.sampling.logit_bias {
+            if let Some(logit) = penalised_v.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        if let Some(mask) = mask {
+            for (id, logit) in penalised_v.iter_mut().enumerate() {
+                if !allows(mask, id) {
+                    *logit = f32::NEG_INFINITY;
+                }
             }
         }
     }
@@ -206,8 +273,21 @@ fn filter(
         candidates.truncate(kept);
     }
     // The likeliest token has weight one.
-    candidates.retain(|&(weight, _)| f64::from(weight) >= sampling.min_p);
+    candidates.retain(|&(weight, _)| weight > 0.0 && f64::from(weight) >= sampling.min_p);
     candidates.sort_unstable_by_key(|&(_, id)| id);
+}
+
+/// The `count` highest logits and their ids, the highest first.
+fn likeliest(logits_v: &[f32], count: usize) -> Vec<(f32, u32)> {
+    let count = count.min(logits_v.len());
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut pairs: Vec<(f32, u32)> = logits_v.iter().copied().zip(0..).collect();
+    pairs.select_nth_unstable_by(count - 1, |left, right| heavier_first(*left, *right));
+    pairs.truncate(count);
+    pairs.sort_unstable_by(|left, right| heavier_first(*left, *right));
+    pairs
 }
 
 /// Heavier weights first; of equal ones the lower id.
@@ -634,12 +714,90 @@ mod tests {
         // A presence penalty leaves the prompt alone and strikes what was said.
         let presence = Sampling {
             presence_penalty: 1.5,
-            ..greedy
+            ..greedy.clone()
         };
         let mut sampler = Sampler::new(&presence, &[1], 0).unwrap();
         assert_eq!(sampler.draw(&[0.5, 3.0, 2.0], &mut scratch).unwrap().id, 1);
         assert_eq!(sampler.draw(&[0.5, 3.0, 2.0], &mut scratch).unwrap().id, 2);
         assert_eq!(sampler.draw(&[0.5, 3.0, 2.0], &mut scratch).unwrap().id, 1);
+        // A frequency penalty grows with each time.
+        let frequency = Sampling {
+            frequency_penalty: 0.6,
+            ..greedy.clone()
+        };
+        let mut sampler = Sampler::new(&frequency, &[], 0).unwrap();
+        let drawn: Vec<u32> = (0..4)
+            .map(|_| sampler.draw(&[0.5, 3.0, 2.0], &mut scratch).unwrap().id)
+            .collect();
+        assert_eq!(drawn, [1, 1, 2, 1]);
+        let biased = Sampling {
+            logit_bias: BTreeMap::from([(0, 4.0), (1, -1.5)]),
+            ..greedy
+        };
+        let mut sampler = Sampler::new(&biased, &[], 0).unwrap();
+        assert_eq!(sampler.draw(&[0.5, 3.0, 2.0], &mut scratch).unwrap().id, 0);
+    }
+
+    /// Allows even tokens, then odd ones, and so on.
+    #[derive(Debug)]
+    struct Alternate(u32);
+
+    impl Constraint for Alternate {
+        fn mask(&mut self) -> Option<Vec<u32>> {
+            Some(vec![0x5555_5555 << self.0; 10])
+        }
+
+        fn accept(&mut self, id: u32) {
+            assert_eq!(id % 2, self.0);
+            self.0 = 1 - self.0;
+        }
+
+        fn fork(&self) -> Box<dyn Constraint> {
+            Box::new(Self(self.0))
+        }
+    }
+
+    #[test]
+    fn a_constraint_is_never_broken_whatever_the_filters() {
+        let logits_v = logits(301, 4);
+        let best = |odd: usize| {
+            let ids = (odd..301).step_by(2);
+            ids.max_by(|&left, &right| logits_v[left].total_cmp(&logits_v[right]))
+        };
+        for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 0, 1.0), (2.0, 50, 1.0), (1.0, 0, 0.9)] {
+            let sampling = Sampling {
+                temperature,
+                top_k,
+                top_p,
+                ..Sampling::default()
+            };
+            let sampler = Sampler::new(&sampling, &[], 0).unwrap();
+            let mut sampler = sampler.with_constraint(Some(Box::new(Alternate(0))));
+            for step in 0..100 {
+                let draw = sampler.draw(&logits_v, &mut Scratch::default()).unwrap();
+                assert!(temperature > 0.0 || Some(draw.id as usize) == best(step % 2));
+            }
+        }
+    }
+
+    #[test]
+    fn the_likeliest_tokens_come_with_the_models_own_log_probabilities() {
+        let logits_v = logits(1000, 8);
+        let expected = reference(&logits_v, &Sampling::default());
+        let mut sampler = Sampler::new(&Sampling::default(), &[], 0)
+            .unwrap()
+            .with_likeliest(5);
+        let likeliest = sampler
+            .draw(&logits_v, &mut Scratch::default())
+            .unwrap()
+            .likeliest;
+        let mut order: Vec<usize> = (0..1000).collect();
+        order.sort_by(|&left, &right| expected[right].total_cmp(&expected[left]));
+        assert_eq!(likeliest.len(), 5);
+        for ((id, log_probability), due) in likeliest.into_iter().zip(order) {
+            assert_eq!(id as usize, due);
+            assert!((f64::from(log_probability) - expected[due].ln()).abs() < 2e-6);
+        }
     }
 
     #[test]

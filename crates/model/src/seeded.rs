@@ -173,7 +173,7 @@ fn tokenizer_config_json() -> Value {
 
 /// The character that stands for a byte in byte-level vocabularies: itself where it prints, else the next one from
 /// U+0100 on.
-fn byte_character(byte: u8) -> char {
+pub(crate) fn byte_character(byte: u8) -> char {
     let prints = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     if prints(byte) {
         return byte.into();

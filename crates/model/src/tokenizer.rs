@@ -13,6 +13,7 @@ use tokenizers::{AddedToken, AddedVocabulary, Model};
 
 use crate::chat::{Message, Mode, Prompt};
 use crate::control::Controls;
+use crate::seeded::byte_character;
 use crate::source::{Source, WeightsFormat};
 use crate::template::{ChatTemplate, RenderOptions, token_text};
 use crate::{Error, Result, tokenizer_gguf};
@@ -174,6 +175,26 @@ impl Tokenizer {
         self.full
             .get_vocab_size(false)
             .max(highest_added.map_or(0, |id| *id as usize + 1))
+    }
+
+    /// The bytes that each token stands for, by id; none for control tokens and ids that are not in use.
+    ///
+    /// # Errors
+    /// A tokenizer that is not byte-level, whose tokens' texts depend on their neighbours.
+    pub fn token_bytes(&self) -> Result<Vec<Option<Vec<u8>>>> {
+        if !matches!(
+            self.full.get_decoder(),
+            Some(tokenizers::DecoderWrapper::ByteLevel(_))
+        ) {
+            return Err(Error::Tokenizer("expected byte-level tokens".into()));
+        }
+        let bytes: HashMap<char, u8> = (0..=255).map(|byte| (byte_character(byte), byte)).collect();
+        let added = self.full.get_added_tokens_decoder();
+        let bytes_of = |id: u32| {
+            let token = self.full.id_to_token(id).filter(|_| !added.contains_key(&id))?;
+            token.chars().map(|letter| bytes.get(&letter).copied()).collect()
+        };
+        Ok((0..self.vocabulary() as u32).map(bytes_of).collect())
     }
 
     /// The checkpoint's chat template, if it has one.

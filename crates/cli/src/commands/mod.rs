@@ -13,6 +13,7 @@ mod quickstart;
 mod render;
 mod report;
 mod reward;
+mod serve;
 mod train;
 
 use crate::arguments::{Command, Data, Guard, Reward};
@@ -34,6 +35,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Reward(Reward::Train(arguments)) => reward::train(&arguments),
         Command::Reward(Reward::Score(arguments)) => reward::score(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Export(target) => export::run(&target),
     }

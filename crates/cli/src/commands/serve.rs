@@ -1,0 +1,136 @@
+//! `saferl serve`: models, a guard and a reward recipe behind one HTTP server.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use judge::{BuiltInGuard, Controversial, Endpoint, Guard, RemoteGuard};
+use model::config::Config;
+use model::engine::Engine;
+use model::kv_pool::BLOCK_SLOTS;
+use serve::{Action, Door, Grammars, Guardrail, Limits, Metrics, Model, Parser, Router, Scheduler, Service};
+
+use crate::arguments::{GuardAction, HeadsFile, ReasoningParser, Serve};
+use crate::commands::heads;
+use crate::error::{Error, Result};
+use crate::local::Local;
+use crate::progress::say;
+
+/// The environment variable that holds the key which every request must bring.
+const KEY: &str = "SAFERL_API_KEY";
+/// Memory that keys and values may take where nothing else is said.
+const POOL_BYTES: usize = 2 << 30;
+/// Contexts of the model that this should hold at once; more is seldom used.
+const CONTEXTS: usize = 4;
+
+/// Serves until the process is told to stop.
+pub(crate) fn run(arguments: &Serve) -> Result<()> {
+    let metrics = Arc::new(Metrics::default());
+    let guardrail = guardrail(arguments)?;
+    let mut parts = Router::new();
+    if !arguments.models.is_empty() || guardrail.is_some() {
+        let models = arguments
+            .models
+            .iter()
+            .map(|name| load(name, arguments, &metrics))
+            .collect::<Result<_>>()?;
+        parts = parts.merge(serve::openai::router(Service::new(models, guardrail)));
+        parts = parts.merge(serve::page::router());
+    }
+    if let Some(recipe) = &arguments.reward {
+        parts = parts.merge(reward(recipe)?);
+    }
+    if arguments.runs.is_dir() {
+        parts = parts.merge(serve::runs::router(&arguments.runs));
+    }
+    let door = Door {
+        key: std::env::var(KEY).ok().filter(|key| !key.is_empty()),
+    };
+    let app = serve::close(parts, &door, metrics);
+    let address = SocketAddr::new(arguments.host, arguments.port);
+    serve::run(app, &door, address, |address| {
+        say(&format!("serving at http://{address} (Ctrl-C ends)"));
+    })?;
+    Ok(())
+}
+
+/// Loads a model and starts its engine.
+fn load(name: &str, arguments: &Serve, metrics: &Arc<Metrics>) -> Result<Model> {
+    let Local {
+        decoder, tokenizer, ..
+    } = Local::load(name, arguments.dtype.into())?;
+    let config = &decoder.config;
+    let room = arguments.cache_tokens.unwrap_or_else(|| pool_tokens(config));
+    // A prompt and its reply each begin a block of their own.
+    let context = config.max_positions.min(room.saturating_sub(2 * BLOCK_SLOTS));
+    let vocabulary = config.vocabulary;
+    let template = tokenizer.chat().map_or("", |chat| chat.source.as_str());
+    let parser = match arguments.reasoning_parser {
+        Some(ReasoningParser::Qwen3) => Parser::Qwen3,
+        Some(ReasoningParser::DeepseekR1) => Parser::DeepseekR1,
+        Some(ReasoningParser::None) => Parser::None,
+        None => Parser::of_template(template),
+    };
+    let engine = Engine::new(decoder, Arc::clone(&tokenizer), room)?;
+    let name = served_name(name);
+    let scheduler = Scheduler::start(engine, &name, Limits::default(), Arc::clone(metrics))?;
+    Ok(Model {
+        name,
+        tokenizer,
+        scheduler,
+        grammars: Grammars::default(),
+        parser,
+        context,
+        vocabulary,
+    })
+}
+
+/// A model's name in requests: as it was given, but a path by its last part.
+fn served_name(name: &str) -> String {
+    let path = Path::new(name);
+    let last = path.file_name().and_then(|last| last.to_str());
+    match last.filter(|_| path.exists()) {
+        Some(last) => last.to_owned(),
+        None => name.to_owned(),
+    }
+}
+
+/// Room for some contexts, within the memory that is taken without being asked.
+fn pool_tokens(config: &Config) -> usize {
+    let bytes = 2 * config.layers * config.key_value_heads * config.head_dim * size_of::<f32>();
+    let most = config.max_positions.saturating_mul(CONTEXTS);
+    (POOL_BYTES / bytes.max(1)).min(most).max(4 * BLOCK_SLOTS)
+}
+
+fn guardrail(arguments: &Serve) -> Result<Option<Guardrail>> {
+    let Some(name) = &arguments.guard else {
+        return Ok(None);
+    };
+    let (guard, label): (Box<dyn Guard>, _) = if name == "built-in" {
+        let (heads, base) = heads::open(&HeadsFile { heads: None })?;
+        (Box::new(BuiltInGuard::new(base.features, heads)?), "built-in")
+    } else {
+        let endpoint = Endpoint::new(name.as_str(), &arguments.guard_model);
+        (
+            Box::new(RemoteGuard::new(endpoint)?),
+            arguments.guard_model.as_str(),
+        )
+    };
+    let action = match arguments.guard_action {
+        GuardAction::Annotate => Action::Annotate,
+        GuardAction::Block => Action::Block,
+    };
+    let controversial = if arguments.guard_loose {
+        Controversial::Safe
+    } else {
+        Controversial::Unsafe
+    };
+    Ok(Some(Guardrail::new(guard, label, action, controversial)))
+}
+
+fn reward(_: &Path) -> Result<Router> {
+    Err(Error::Request {
+        what: "--reward: the reward service is not part of this build".into(),
+        hint: "serve a model, or a guard with --guard".into(),
+    })
+}

@@ -1,0 +1,33 @@
+//! The tiny seeded model, for tests.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{DType, Device};
+use model::config::Family;
+use model::decoder::Decoder;
+use model::engine::Engine;
+use model::tokenizer::Tokenizer;
+use model::{seeded, source};
+
+/// Tokens that the tiny engine has room for.
+pub(crate) const ROOM: usize = 4096;
+
+fn parts() -> &'static (Arc<Tokenizer>, Decoder) {
+    static PARTS: OnceLock<(Arc<Tokenizer>, Decoder)> = OnceLock::new();
+    PARTS.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        seeded::write_tiny(folder.path(), Family::Qwen3).unwrap();
+        let source = source::resolve(&folder.path().display().to_string(), &mut |_| {}).unwrap();
+        let tokenizer = Arc::new(Tokenizer::load(&source).unwrap());
+        let decoder = Decoder::load(&source, DType::F32, &Device::Cpu).unwrap();
+        (tokenizer, decoder)
+    })
+}
+
+pub(crate) fn tiny_tokenizer() -> Arc<Tokenizer> {
+    Arc::clone(&parts().0)
+}
+
+pub(crate) fn tiny_engine() -> Engine {
+    Engine::new(parts().1.clone(), tiny_tokenizer(), ROOM).unwrap()
+}
