@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Serve models, a guard or a reward recipe over HTTP
     Serve(Serve),
+    /// Run a recipe on TRL or verl, rewarded by this program
+    Launch(Launch),
     /// Write a run's page, report.html
     Report(Report),
     /// Write a checkpoint in other programs' formats
@@ -249,8 +251,10 @@ pub(crate) enum Guard {
     Train(HeadsTrain),
     /// Judge JSONL rows {"prompt","response"}; a row without a response judges the prompt
     Score(GuardScore),
-    /// Measure the built-in guard on its held-out data
+    /// Measure a guard on labelled rows
     Eval(GuardEval),
+    /// Print the risk at every token of a reply, with Qwen3Guard-Stream
+    Stream(GuardStream),
 }
 
 /// `saferl reward`
@@ -286,6 +290,33 @@ pub(crate) struct HeadsFile {
     pub(crate) heads: Option<PathBuf>,
 }
 
+/// Which guard judges.
+#[derive(Debug, Args)]
+pub(crate) struct GuardChoice {
+    /// `built-in`, the URL of an OpenAI-compatible server, or weights: a folder, or org/name
+    #[arg(long, value_name = "GUARD", default_value = "built-in")]
+    pub(crate) guard: String,
+    /// The guard's name at that server
+    #[arg(long, value_name = "NAME", default_value = "Qwen/Qwen3Guard-Gen-4B")]
+    pub(crate) guard_model: String,
+    /// What that server serves
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = GuardKind::Qwen3guard)]
+    pub(crate) guard_kind: GuardKind,
+    #[command(flatten)]
+    pub(crate) heads: HeadsFile,
+}
+
+/// What answers at a guard's URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GuardKind {
+    /// Qwen3Guard-Gen.
+    Qwen3guard,
+    /// WildGuard.
+    Wildguard,
+    /// Any chat model, by our rubric.
+    LanguageModel,
+}
+
 /// `saferl guard eval`
 #[derive(Debug, Args)]
 pub(crate) struct GuardEval {
@@ -295,7 +326,7 @@ pub(crate) struct GuardEval {
     #[arg(long, value_name = "FOLDER", default_value = "data")]
     pub(crate) data: PathBuf,
     #[command(flatten)]
-    pub(crate) heads: HeadsFile,
+    pub(crate) guard: GuardChoice,
     /// Print one JSON object with the figures
     #[arg(long)]
     pub(crate) json: bool,
@@ -306,14 +337,24 @@ pub(crate) struct GuardEval {
 pub(crate) struct GuardScore {
     /// A JSONL file; standard input without it
     pub(crate) rows: Option<PathBuf>,
-    /// `built-in`, or the URL of an OpenAI-compatible server that serves Qwen3Guard-Gen
-    #[arg(long, value_name = "GUARD", default_value = "built-in")]
-    pub(crate) guard: String,
-    /// The guard's name at that server
-    #[arg(long, value_name = "NAME", default_value = "Qwen/Qwen3Guard-Gen-4B")]
-    pub(crate) guard_model: String,
     #[command(flatten)]
-    pub(crate) heads: HeadsFile,
+    pub(crate) guard: GuardChoice,
+}
+
+/// `saferl guard stream`
+#[derive(Debug, Args)]
+pub(crate) struct GuardStream {
+    /// A folder with Qwen3Guard-Stream, or org/name
+    pub(crate) model: String,
+    /// What the user says
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// A file with the reply; standard input without it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) reply: Option<PathBuf>,
+    /// Print a line of JSON for each token
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `saferl reward score`
@@ -440,6 +481,34 @@ pub(crate) enum ReasoningParser {
     DeepseekR1,
     /// No thinking.
     None,
+}
+
+/// `saferl launch`
+#[derive(Debug, Args)]
+pub(crate) struct Launch {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// The engine
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    pub(crate) on: Engine,
+    /// Processes that train: GPUs, or CPU processes
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) processes: usize,
+    /// Only show the configuration and the command
+    #[arg(long)]
+    pub(crate) print: bool,
+    /// More arguments for the engine's own command
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub(crate) more: Vec<String>,
+}
+
+/// Engines that `saferl launch` knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    /// TRL under Accelerate.
+    Trl,
+    /// verl on Ray.
+    Verl,
 }
 
 /// `saferl report`

@@ -10,6 +10,7 @@ mod estimate;
 mod local;
 mod output;
 mod progress;
+mod reward_service;
 mod table;
 
 use std::process::ExitCode;

@@ -1,10 +1,11 @@
 //! A judge behind HTTP: many JSON posts at once, with a limit on the whole.
 //!
 //! Whatever goes wrong with one request becomes [`Scored::Unscorable`] with its cause; nothing here fails a batch. Time
-//! limits, attempts and the waits between them are [`model::endpoint::Endpoint`]'s.
+//! limits, attempts and the waits between them are [`model::endpoint::Endpoint`]'s. A server that fails several requests
+//! in a row is left alone for a while: what would go to it is unscorable at once, then one request tries it again.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ use serde_json::Value;
 
 use crate::verdict::Scored;
 use crate::{Error, Result};
+
+/// Requests that fail in a row, each after all its attempts, before a server is left alone.
+const FAILURES: u32 = 5;
 
 /// Where a judge answers, and with how much patience it is asked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +44,9 @@ pub struct Endpoint {
     /// run for as long as all its requests together.
     #[serde(default = "default_deadline")]
     pub deadline_s: f64,
+    /// Seconds for which a server is left alone that failed five requests in a row.
+    #[serde(default = "default_rest")]
+    pub rest_s: f64,
 }
 
 fn default_parallel() -> usize {
@@ -58,6 +65,10 @@ fn default_deadline() -> f64 {
     600.0
 }
 
+fn default_rest() -> f64 {
+    10.0
+}
+
 impl Endpoint {
     /// An endpoint with the default patience: 16 requests at once, four attempts of a minute each, ten minutes in all.
     pub fn new(url: impl Into<String>, model: impl Into<String>) -> Self {
@@ -69,6 +80,7 @@ impl Endpoint {
             timeout_s: default_timeout(),
             attempts: default_attempts(),
             deadline_s: default_deadline(),
+            rest_s: default_rest(),
         }
     }
 }
@@ -79,6 +91,41 @@ pub(crate) struct Client {
     endpoint: Endpoint,
     server: Server,
     path: &'static str,
+    breaker: Mutex<Breaker>,
+}
+
+/// Whether a server is worth asking.
+#[derive(Debug, Default)]
+struct Breaker {
+    /// Failures since the last success.
+    failures: u32,
+    /// Until when nothing is sent.
+    until: Option<Instant>,
+}
+
+impl Breaker {
+    /// Whether a request may go out now. After the rest one may, and the others wait for what becomes of it.
+    fn admits(&mut self, now: Instant, rest: Duration) -> bool {
+        match self.until {
+            Some(until) if now < until => false,
+            Some(_) => {
+                self.until = Some(now + rest);
+                true
+            }
+            None => true,
+        }
+    }
+
+    fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+
+    fn failed(&mut self, now: Instant, rest: Duration) {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures >= FAILURES {
+            self.until = Some(now + rest);
+        }
+    }
 }
 
 impl Client {
@@ -96,6 +143,7 @@ impl Client {
         for (name, seconds) in [
             ("timeout_s", endpoint.timeout_s),
             ("deadline_s", endpoint.deadline_s),
+            ("rest_s", endpoint.rest_s),
         ] {
             if Duration::try_from_secs_f64(seconds).is_err() || seconds == 0.0 {
                 return Err(wrong(format!(
@@ -122,12 +170,18 @@ impl Client {
             endpoint,
             server,
             path,
+            breaker: Mutex::default(),
         })
     }
 
     /// The model's name on the server.
     pub(crate) fn model(&self) -> &str {
         &self.endpoint.model
+    }
+
+    /// The address as it was set.
+    pub(crate) fn url(&self) -> &str {
+        &self.endpoint.url
     }
 
     /// Posts each body and reads each answer, in the order of the bodies.
@@ -162,6 +216,26 @@ impl Client {
             .collect()
     }
 
+    /// As [`Client::post_each`], where some conversations make no body: their causes come back and nothing is sent.
+    pub(crate) fn post_good<T: Send>(
+        &self,
+        bodies: Vec<std::result::Result<Value, String>>,
+        read: impl Fn(usize, &Value) -> std::result::Result<T, String> + Sync,
+    ) -> Vec<Scored<T>> {
+        let good: Vec<usize> = (0..bodies.len()).filter(|&index| bodies[index].is_ok()).collect();
+        let sent: Vec<Value> = bodies.iter().flatten().cloned().collect();
+        let mut answers = self
+            .post_each(&sent, |row, answer| read(good[row], answer))
+            .into_iter();
+        let answer = |body| match body {
+            Ok(_) => answers
+                .next()
+                .unwrap_or_else(|| Scored::Unscorable("no answer".into())),
+            Err(cause) => Scored::Unscorable(cause),
+        };
+        bodies.into_iter().map(answer).collect()
+    }
+
     fn post(&self, body: &Value, deadline: Instant) -> std::result::Result<Value, String> {
         if Instant::now() >= deadline {
             return Err(format!(
@@ -169,9 +243,25 @@ impl Client {
                 self.server.url, self.endpoint.deadline_s
             ));
         }
-        self.server
-            .post(self.path, body)
-            .map_err(|error| error.to_string())
+        let rest = Duration::from_secs_f64(self.endpoint.rest_s);
+        if !self.breaker().admits(Instant::now(), rest) {
+            let failures = self.breaker().failures;
+            return Err(format!(
+                "{}: not asked, as it failed {failures} times in a row; it is tried again after {} s",
+                self.server.url, self.endpoint.rest_s
+            ));
+        }
+        let answer = self.server.post(self.path, body);
+        match &answer {
+            // A server that refuses one request is well.
+            Ok(_) | Err(model::Error::Remote { passing: false, .. }) => self.breaker().succeeded(),
+            Err(_) => self.breaker().failed(Instant::now(), rest),
+        }
+        answer.map_err(|error| error.to_string())
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -342,6 +432,44 @@ pub(crate) mod tests {
             start.elapsed()
         );
         assert!(cause(scored.last().unwrap()).contains("are over"));
+    }
+
+    #[test]
+    fn a_server_that_keeps_failing_is_left_alone() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let url = stand_in(move |number, _| {
+            counted.store(number + 1, Ordering::SeqCst);
+            Answer::Body(503, "busy".into())
+        });
+        let one_by_one = Endpoint {
+            parallel: 1,
+            attempts: 1,
+            ..impatient(url)
+        };
+        let client = quick(one_by_one, "");
+        let scored = client.post_each(&vec![json!({}); 20], |_, _| Ok(0));
+        assert_eq!(asked.load(Ordering::SeqCst), FAILURES as usize);
+        assert!(cause(&scored[4]).contains("503"), "{}", cause(&scored[4]));
+        assert!(
+            cause(&scored[19]).contains("failed 5 times in a row"),
+            "{}",
+            cause(&scored[19])
+        );
+    }
+
+    #[test]
+    fn after_its_rest_one_request_tries_a_server_again() {
+        let (mut breaker, start, rest) = (Breaker::default(), Instant::now(), Duration::from_secs(9));
+        for _ in 0..FAILURES {
+            assert!(breaker.admits(start, rest));
+            breaker.failed(start, rest);
+        }
+        assert!(!breaker.admits(start, rest));
+        let later = start + rest;
+        assert!(breaker.admits(later, rest) && !breaker.admits(later, rest));
+        breaker.succeeded();
+        assert!(breaker.admits(later, rest) && breaker.admits(later, rest));
     }
 
     #[test]

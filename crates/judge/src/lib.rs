@@ -10,7 +10,7 @@
 //! [`Scored::Unscorable`] with its cause, all the way.
 //!
 //! The guard and the helpfulness score are built in ([`heads`] on the [`features`] of a frozen base model, trained by
-//! [`probe`] from [`data`]) or remote ([`endpoint`]); [`Panel::built_in`] is the default that needs no second model.
+//! [`probe`] from [`data`]), a checkpoint of their own in this process, or remote ([`endpoint`]); [`Panel::built_in`] is the default that needs no second model.
 //!
 //! ```
 //! use judge::{Branch, Controversial, Exchange, Judge, Moderation, RewardKind, Safety, Scored, Scripted, Verdict};
@@ -51,9 +51,11 @@ pub mod verdict;
 
 pub use endpoint::Endpoint;
 pub use error::{Error, Result};
-pub use guard::{BuiltInGuard, Qwen3Guard, RemoteGuard};
+pub use guard::{
+    BuiltInGuard, LanguageModelGuard, Qwen3Guard, RemoteGuard, RemoteWildGuard, StreamGuard, WildGuard,
+};
 pub use heads::Heads;
-pub use helpfulness::{BuiltInHelpfulness, RemoteHelpfulness};
+pub use helpfulness::{BuiltInHelpfulness, LanguageModelHelpfulness, LocalReward, ReadAt, RemoteHelpfulness};
 pub use judge::{Conversation, Exchange, Guard, Helpfulness, Judge, Panel, Scripted};
 pub use reward::{Branch, Controversial, Reward, RewardKind, reward};
 pub use rows::{score_helpfulness, score_rows};

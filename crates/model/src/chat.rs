@@ -16,6 +16,18 @@ pub enum Role {
     Tool,
 }
 
+impl Role {
+    /// The name in the OpenAI chat API and in chat templates.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+        }
+    }
+}
+
 /// One turn of a conversation, in the shape of the OpenAI chat API.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Message {

@@ -77,6 +77,7 @@ impl Endpoint {
                     return Err(Error::Remote {
                         url,
                         what: format!("{}{attempts}", failure.what),
+                        passing: failure.passing,
                     });
                 }
             }

@@ -60,6 +60,8 @@ pub enum Error {
         url: String,
         /// What happened.
         what: String,
+        /// Whether the server and not the request is at fault: the same request may succeed another time.
+        passing: bool,
     },
     /// A tensor operation failed.
     #[error(transparent)]

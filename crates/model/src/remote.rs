@@ -153,6 +153,7 @@ impl Remote {
         Error::Remote {
             url: format!("{}/chat/completions", self.endpoint.url),
             what: format!("expected {expected}, found `{found}`"),
+            passing: false,
         }
     }
 }

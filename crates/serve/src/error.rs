@@ -76,6 +76,10 @@ pub enum Error {
     /// What the request needs does not answer.
     #[error("{0}")]
     Unavailable(String),
+    /// Items that could not be scored, in a protocol without a place for an item's error: a cause for each item, `None`
+    /// for those that were scored.
+    #[error("{} of {} items could not be scored: {}", .0.iter().flatten().count(), .0.len(), first(.0))]
+    Unscorable(Vec<Option<String>>),
     /// The server failed; the request was not at fault.
     #[error("{0}")]
     Internal(String),
@@ -109,7 +113,7 @@ impl Error {
             Self::BodyLimit(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable(_) | Self::Unscorable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Deadline(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Address { .. } | Self::Open(_) | Self::Server(_) | Self::Internal(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
@@ -123,6 +127,7 @@ impl Error {
             Self::Key => ("authentication_error", Some("invalid_api_key")),
             Self::UnknownModel { .. } => ("invalid_request_error", Some("model_not_found")),
             Self::Busy { .. } => ("rate_limit_error", Some("rate_limit_exceeded")),
+            Self::Unscorable(_) => ("server_error", Some("unscorable")),
             error if error.status().is_server_error() => ("server_error", None),
             _ => ("invalid_request_error", None),
         }
@@ -136,8 +141,17 @@ impl Error {
             Self::UnknownModel { .. } => Some("model"),
             _ => None,
         };
-        json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}})
+        let mut body =
+            json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}});
+        if let Self::Unscorable(causes) = self {
+            body["error"]["items"] = causes.iter().map(|cause| json!({ "error": cause })).collect();
+        }
+        body
     }
+}
+
+fn first(causes: &[Option<String>]) -> &str {
+    causes.iter().flatten().next().map_or("", String::as_str)
 }
 
 impl From<model::Error> for Error {
@@ -158,10 +172,15 @@ impl IntoResponse for Error {
             tracing::error!("{self}");
         }
         let mut response = (status, Json(self.body())).into_response();
-        if let Self::Busy { retry_after_s } = self {
+        let retry_after_s = match self {
+            Self::Busy { retry_after_s } => Some(retry_after_s),
+            Self::Unscorable(_) => Some(1),
+            _ => None,
+        };
+        if let Some(seconds) = retry_after_s {
             response
                 .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if matches!(self, Self::Key) {
             let bearer = HeaderValue::from_static("Bearer");

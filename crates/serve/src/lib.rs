@@ -35,6 +35,7 @@ pub mod openai;
 pub mod page;
 pub mod reasoning;
 pub mod reply;
+pub mod reward;
 pub mod runs;
 pub mod scheduler;
 pub mod server;

@@ -5,20 +5,25 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use judge::{Endpoint, Heads, Panel, RemoteGuard, RemoteHelpfulness};
+use judge::{
+    Endpoint, Heads, LanguageModelGuard, LanguageModelHelpfulness, LocalReward, Panel, ReadAt, RemoteGuard,
+    RemoteHelpfulness, RemoteWildGuard,
+};
 use model::decoder::Decoder;
-use model::source::resolve;
+use model::source::{Source, resolve};
 use model::tokenizer::Tokenizer;
 
 use crate::checkpoint::hash_file;
 use crate::error::{Error, Result};
-use crate::recipe::Judges;
+use crate::recipe::{GuardKind, HelpfulnessKind, Judges};
 use crate::toy::{self, Toy};
 
 /// The judges that are part of the program.
 const BUILT_IN: &str = "built-in";
 /// The model that the built-in judges' heads sit on.
 const BASE: &str = "smollm2-135m";
+/// Tokens that a guard's engine in this process has room for at once.
+const ROOM: usize = 32_768;
 
 /// Loads the guard and the helpfulness score of a recipe, fetching their base model where it is not at hand.
 ///
@@ -36,18 +41,33 @@ pub fn open(recipe: &Judges) -> Result<Panel> {
     match recipe.guard.as_str() {
         BUILT_IN => {}
         "toy" => panel.guard = Box::new(Toy),
+        name if is_local(name) => {
+            panel.guard = judge::guard::local::load(&find(name)?, DType::F32, &Device::Cpu, ROOM)?;
+        }
         url => {
-            let endpoint = endpoint("judge.guard", url, &recipe.guard_model, &recipe.guard_key_env)?;
-            panel.guard = Box::new(RemoteGuard::new(endpoint)?);
+            let (model, key) = (&recipe.guard_model, &recipe.guard_key_env);
+            let endpoint = endpoint(recipe, "judge.guard", url, model, key)?;
+            panel.guard = match recipe.guard_kind {
+                GuardKind::Qwen3guard => Box::new(RemoteGuard::new(endpoint)?),
+                GuardKind::Wildguard => Box::new(RemoteWildGuard::new(endpoint)?),
+                GuardKind::LanguageModel => Box::new(LanguageModelGuard::new(endpoint)?),
+            };
         }
     }
     match recipe.helpfulness.as_str() {
         BUILT_IN => {}
         "toy" => panel.helpfulness = Box::new(Toy),
+        name if is_local(name) => {
+            let reward = LocalReward::load(&find(name)?, DType::F32, &Device::Cpu, ReadAt::default())?;
+            panel.helpfulness = Box::new(reward);
+        }
         url => {
             let (model, key) = (&recipe.helpfulness_model, &recipe.helpfulness_key_env);
-            let endpoint = endpoint("judge.helpfulness", url, model, key)?;
-            panel.helpfulness = Box::new(RemoteHelpfulness::new(endpoint)?);
+            let endpoint = endpoint(recipe, "judge.helpfulness", url, model, key)?;
+            panel.helpfulness = match recipe.helpfulness_kind {
+                HelpfulnessKind::RewardModel => Box::new(RemoteHelpfulness::new(endpoint)?),
+                HelpfulnessKind::LanguageModel => Box::new(LanguageModelHelpfulness::new(endpoint)?),
+            };
         }
     }
     Ok(panel)
@@ -59,15 +79,30 @@ fn open_built_in(recipe: &Judges) -> Result<Panel> {
     } else {
         Heads::load(Path::new(&recipe.heads))?
     };
-    let source = resolve(BASE, &mut |progress| tracing::debug!("{BASE}: {progress:?}"))?;
+    let source = find(BASE)?;
     let decoder = Decoder::load(&source, DType::F32, &Device::Cpu)?;
     let tokenizer = Arc::new(Tokenizer::load(&source)?);
     Ok(Panel::with_heads(heads, decoder, tokenizer, &source)?)
 }
 
-fn endpoint(key: &str, url: &str, model: &str, key_env: &str) -> Result<Endpoint> {
-    if !url.starts_with("http://") && !url.starts_with("https://") {
-        let expected = "`built-in`, `toy` or the address of a server".into();
+/// Whether a name is that of weights: a path that exists, or one that has a slash and is no address.
+fn is_local(name: &str) -> bool {
+    !is_address(name) && (Path::new(name).exists() || name.contains('/'))
+}
+
+fn is_address(name: &str) -> bool {
+    name.starts_with("http://") || name.starts_with("https://")
+}
+
+fn find(name: &str) -> Result<Source> {
+    Ok(resolve(name, &mut |progress| {
+        tracing::debug!("{name}: {progress:?}")
+    })?)
+}
+
+fn endpoint(recipe: &Judges, key: &str, url: &str, model: &str, key_env: &str) -> Result<Endpoint> {
+    if !is_address(url) {
+        let expected = "`built-in`, `toy`, the address of a server, a path or `org/name`".into();
         return Err(Error::Key {
             key: key.into(),
             expected,
@@ -77,12 +112,16 @@ fn endpoint(key: &str, url: &str, model: &str, key_env: &str) -> Result<Endpoint
     let api_key_env = (!key_env.is_empty()).then(|| key_env.to_owned());
     Ok(Endpoint {
         api_key_env,
+        timeout_s: recipe.timeout_s,
         ..Endpoint::new(url, model)
     })
 }
 
-/// What the judges are, for a run's manifest.
-pub(crate) fn fingerprint(recipe: &Judges) -> Result<BTreeMap<&'static str, String>> {
+/// What the judges are, for a run's manifest and for the audit log of the reward service.
+///
+/// # Errors
+/// A file of heads that cannot be read.
+pub fn fingerprint(recipe: &Judges) -> Result<BTreeMap<&'static str, String>> {
     let named = |name: &str, model: &str| {
         if name.starts_with("http") {
             format!("{model} at {name}")
@@ -97,6 +136,14 @@ pub(crate) fn fingerprint(recipe: &Judges) -> Result<BTreeMap<&'static str, Stri
             named(&recipe.helpfulness, &recipe.helpfulness_model),
         ),
     ]);
+    for (key, name) in [
+        ("guard_sha256", &recipe.guard),
+        ("helpfulness_sha256", &recipe.helpfulness),
+    ] {
+        if is_local(name) {
+            names.insert(key, judge::features::fingerprint(&find(name)?)?);
+        }
+    }
     if names.values().any(|name| name == BUILT_IN) {
         let built_in = recipe.heads.is_empty();
         let sha256 = if built_in {

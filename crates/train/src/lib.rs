@@ -31,6 +31,7 @@ pub mod gradient;
 pub mod gspo;
 pub mod journal;
 pub mod judges;
+pub mod launch;
 pub mod metrics;
 pub mod optimizer;
 pub mod pack;

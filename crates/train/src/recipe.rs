@@ -40,6 +40,8 @@ pub struct Recipe {
     pub judge: Judges,
     /// What a verdict is worth.
     pub reward: Reward,
+    /// How judges and reward are offered to other trainers by `saferl serve --reward`.
+    pub service: Service,
     /// The loss.
     pub loss: LossRecipe,
     /// How the loss becomes gradients.
@@ -71,6 +73,7 @@ impl Default for Recipe {
             rollout: Rollout::default(),
             judge: Judges::default(),
             reward: Reward::default(),
+            service: Service::default(),
             loss: LossRecipe::default(),
             update: Update::default(),
             optimizer: OptimizerRecipe::default(),
@@ -215,18 +218,45 @@ impl Rollout {
     }
 }
 
+/// What answers at a guard's URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuardKind {
+    /// Qwen3Guard-Gen, at the API's base.
+    Qwen3guard,
+    /// WildGuard, at the API's base.
+    Wildguard,
+    /// Any chat model, at the API's base; see [`judge::guard::llm`].
+    LanguageModel,
+}
+
+/// What answers at a helpfulness score's URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HelpfulnessKind {
+    /// A reward model, at the whole address (vLLM's `/classify` or `/pooling`, SGLang's `/v1/embeddings`).
+    RewardModel,
+    /// Any chat model, at the API's base; see [`judge::helpfulness::llm`].
+    LanguageModel,
+}
+
 /// Who judges.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Judges {
-    /// `built-in`, `toy` (for tests, see [`crate::toy`]), or the URL of an OpenAI-compatible server.
+    /// `built-in`, `toy` (for tests, see [`crate::toy`]), the URL of an OpenAI-compatible server, or a guard's weights:
+    /// a path, or `org/name` on the hub (Qwen3Guard-Gen, Qwen3Guard-Stream or WildGuard, told by the checkpoint).
     pub guard: String,
+    /// What the server of the guard's URL serves.
+    pub guard_kind: GuardKind,
     /// The guard's name at that server.
     pub guard_model: String,
     /// The environment variable that holds the server's key; empty where it wants none.
     pub guard_key_env: String,
-    /// `built-in`, `toy`, or the URL of an OpenAI-compatible server.
+    /// `built-in`, `toy`, a URL, or a reward model's weights: a path, or `org/name` on the hub (Qwen2ForRewardModel).
     pub helpfulness: String,
+    /// What the server of the helpfulness's URL serves.
+    pub helpfulness_kind: HelpfulnessKind,
     /// The reward model's name at that server.
     pub helpfulness_model: String,
     /// The environment variable that holds the server's key; empty where it wants none.
@@ -239,21 +269,26 @@ pub struct Judges {
     pub attempts: usize,
     /// Seconds to wait between two attempts.
     pub wait_s: f64,
+    /// Seconds that one answer of a judge's server may take.
+    pub timeout_s: f64,
 }
 
 impl Default for Judges {
     fn default() -> Self {
         Self {
             guard: "built-in".into(),
+            guard_kind: GuardKind::Qwen3guard,
             guard_model: "Qwen/Qwen3Guard-Gen-4B".into(),
             guard_key_env: String::new(),
             helpfulness: "built-in".into(),
+            helpfulness_kind: HelpfulnessKind::RewardModel,
             helpfulness_model: "Qwen/WorldPM-72B-HelpSteer2".into(),
             helpfulness_key_env: String::new(),
             heads: String::new(),
             unscorable_limit: 0.25,
             attempts: 5,
             wait_s: 30.0,
+            timeout_s: 60.0,
         }
     }
 }
@@ -266,6 +301,49 @@ pub struct Reward {
     pub kind: RewardKind,
     /// What controversial counts as in the hybrid reward.
     pub controversial: Controversial,
+}
+
+/// How judges and reward are offered to other trainers; a training run does not read it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Service {
+    /// The reward's name, where a protocol names a model.
+    pub reward_name: String,
+    /// The name of the helpfulness alone.
+    pub helpfulness_name: String,
+    /// The guard's name; clients of the real guard may expect `Qwen/Qwen3Guard-Gen-4B`.
+    pub guard_name: String,
+    /// Most items of one request.
+    pub items: usize,
+    /// Most items that wait for a judge; requests beyond are answered 429.
+    pub queue: usize,
+    /// Most items that are judged together.
+    pub batch: usize,
+    /// Milliseconds that an item waits for others to be judged with.
+    pub batch_wait_ms: u64,
+    /// Verdicts that are remembered by content.
+    pub cache: usize,
+    /// Seconds after which a request has its verdicts or their absence's cause.
+    pub deadline_s: f64,
+    /// Where every verdict is logged, as JSONL; empty for nowhere.
+    pub audit: PathBuf,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            reward_name: "saferl-reward".into(),
+            helpfulness_name: "saferl-helpfulness".into(),
+            guard_name: "saferl-guard".into(),
+            items: 512,
+            queue: 4096,
+            batch: 64,
+            batch_wait_ms: 5,
+            cache: 100_000,
+            deadline_s: 120.0,
+            audit: PathBuf::new(),
+        }
+    }
 }
 
 /// The loss and its constants; see [`crate::gspo`].
@@ -523,6 +601,7 @@ impl Recipe {
         (same.checkpoint, same.alarm, same.filter) =
             (self.checkpoint.clone(), self.alarm.clone(), self.filter.clone());
         (same.judge.attempts, same.judge.wait_s) = (self.judge.attempts, self.judge.wait_s);
+        (same.judge.timeout_s, same.service) = (self.judge.timeout_s, self.service.clone());
         let table = |recipe: &Self| {
             toml::Table::try_from(recipe).map_err(|error| Error::Recipe {
                 path: "resolved".into(),
@@ -583,6 +662,8 @@ impl Recipe {
             ("checkpoint.keep", self.checkpoint.keep),
             ("alarm.patience", self.alarm.patience),
             ("filter.batch", self.filter.batch),
+            ("service.items", self.service.items),
+            ("service.batch", self.service.batch),
             ("lora.rank", self.lora.as_ref().map_or(1, |lora| lora.rank)),
             (
                 "lora.targets",
@@ -624,6 +705,20 @@ impl Recipe {
         ] {
             require(key, "at least 0 and below 1", beta, (0.0..1.0).contains(&beta))?;
         }
+        for (key, seconds) in [
+            ("judge.timeout_s", self.judge.timeout_s),
+            ("service.deadline_s", self.service.deadline_s),
+        ] {
+            let wanted = "seconds above 0 and at most a day";
+            require(key, wanted, seconds, above_zero(seconds) && seconds <= 86400.0)?;
+        }
+        let (items, queue) = (self.service.items, self.service.queue);
+        require(
+            "service.queue",
+            &format!("room for service.items, {items}"),
+            queue,
+            queue >= items,
+        )?;
         let temperature = self.rollout.temperature;
         require(
             "rollout.temperature",

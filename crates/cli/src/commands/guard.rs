@@ -1,14 +1,26 @@
 //! `saferl guard`: how safe prompts and replies are.
 
-use judge::data::Split;
-use judge::probe::{Recipe, evaluate_guard, train_guard};
-use judge::{BuiltInGuard, Endpoint, Guard, RemoteGuard, score_rows};
+use std::io::Read;
 
-use crate::arguments::{GuardEval, GuardScore, HeadsTrain};
+use candle_core::{DType, Device};
+use judge::data::Split;
+use judge::guard::qwen3guard_stream::TokenRisk;
+use judge::probe::{Recipe, evaluate_guard, train_guard};
+use judge::{
+    BuiltInGuard, Endpoint, Guard, LanguageModelGuard, RemoteGuard, RemoteWildGuard, Safety, StreamGuard,
+    score_rows,
+};
+use model::chat::Message;
+
+use crate::arguments::{GuardChoice, GuardEval, GuardKind, GuardScore, GuardStream, HeadsTrain};
 use crate::commands::heads::{self, Base, Watch};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::local::resolve;
 use crate::output::{print_json, print_line};
 use crate::progress::{say, spinner};
+
+/// Tokens of conversations that a guard of this process has room for at once.
+const ROOM: usize = 32_768;
 
 /// Trains the built-in guard's heads and prints their figures on test prompts.
 pub(crate) fn train(arguments: &HeadsTrain) -> Result<()> {
@@ -30,18 +42,32 @@ pub(crate) fn train(arguments: &HeadsTrain) -> Result<()> {
     ))
 }
 
+/// The guard that the arguments choose.
+fn open(choice: &GuardChoice) -> Result<Box<dyn Guard>> {
+    let name = choice.guard.as_str();
+    if name == "built-in" {
+        let (heads, base) = heads::open(&choice.heads)?;
+        return Ok(Box::new(BuiltInGuard::new(base.features, heads)?));
+    }
+    if !name.starts_with("http://") && !name.starts_with("https://") {
+        let source = resolve(name)?;
+        let wait = spinner(&format!("loading {name}"));
+        let guard = judge::guard::local::load(&source, DType::F32, &Device::Cpu, ROOM)?;
+        wait.finish_and_clear();
+        return Ok(guard);
+    }
+    let endpoint = Endpoint::new(name, &choice.guard_model);
+    Ok(match choice.guard_kind {
+        GuardKind::Qwen3guard => Box::new(RemoteGuard::new(endpoint)?),
+        GuardKind::Wildguard => Box::new(RemoteWildGuard::new(endpoint)?),
+        GuardKind::LanguageModel => Box::new(LanguageModelGuard::new(endpoint)?),
+    })
+}
+
 /// Judges rows, a line of JSON each.
 pub(crate) fn score(arguments: &GuardScore) -> Result<()> {
     let (input, name) = heads::rows(arguments.rows.as_ref())?;
-    let mut guard: Box<dyn Guard> = if arguments.guard == "built-in" {
-        let (heads, base) = heads::open(&arguments.heads)?;
-        Box::new(BuiltInGuard::new(base.features, heads)?)
-    } else {
-        Box::new(RemoteGuard::new(Endpoint::new(
-            &arguments.guard,
-            &arguments.guard_model,
-        ))?)
-    };
+    let mut guard = open(&arguments.guard)?;
     let (_, unscorable) = score_rows(guard.as_mut(), input, &name, std::io::stdout().lock())?;
     if unscorable > 0 {
         say(&format!(
@@ -51,15 +77,68 @@ pub(crate) fn score(arguments: &GuardScore) -> Result<()> {
     Ok(())
 }
 
+/// Prints the risk of a prompt and of every token of a reply to it.
+pub(crate) fn stream(arguments: &GuardStream) -> Result<()> {
+    let (mut input, name) = heads::rows(arguments.reply.as_ref())?;
+    let mut reply = String::new();
+    input
+        .read_to_string(&mut reply)
+        .map_err(|source| Error::file(&name, source))?;
+    let source = resolve(&arguments.model)?;
+    let wait = spinner(&format!("loading {}", arguments.model));
+    let mut guard = StreamGuard::load(&source, DType::F32, &Device::Cpu, ROOM)?;
+    wait.finish_and_clear();
+    let risk = guard.start(&[Message::user(&arguments.prompt)])?;
+    print_risk("prompt", &arguments.prompt, &risk, arguments.json)?;
+    let mut shown = String::new();
+    let ids = guard.tokenizer().encode_plain(&reply)?;
+    for count in 1..=ids.len() {
+        let risks = guard.read(&ids[count - 1..count])?;
+        // A character may take several tokens: its text comes with the last of them.
+        let text = guard.tokenizer().decode(&ids[..count], false)?;
+        let text = text.trim_end_matches('\u{fffd}');
+        for risk in &risks {
+            print_risk(
+                "reply",
+                text.get(shown.len()..).unwrap_or_default(),
+                risk,
+                arguments.json,
+            )?;
+        }
+        if text.len() > shown.len() {
+            text.clone_into(&mut shown);
+        }
+    }
+    Ok(())
+}
+
+fn print_risk(part: &str, text: &str, risk: &TokenRisk, json: bool) -> Result<()> {
+    if json {
+        let (safety, category, score) = (risk.safety, risk.category, risk.score);
+        return print_json(&serde_json::json!({
+            "part": part, "text": text, "safety": safety, "category": category, "score": score,
+        }));
+    }
+    let category = if risk.safety == Safety::Safe {
+        String::new()
+    } else {
+        format!("  {}", risk.category)
+    };
+    print_line(&format!(
+        "{:<13} {:.3}  {text:?}{category}",
+        risk.safety.name(),
+        risk.score
+    ))
+}
+
 /// Measures the guard on the recipe's test rows.
 pub(crate) fn evaluate(arguments: &GuardEval) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe)?;
     let rows = recipe.load_data(&arguments.data)?.rows;
     let rows: Vec<_> = rows.iter().filter(|row| row.split == Some(Split::Test)).collect();
-    let (heads, base) = heads::open(&arguments.heads)?;
-    let mut guard = BuiltInGuard::new(base.features, heads)?;
+    let mut guard = open(&arguments.guard)?;
     let wait = spinner(&format!("judging {} rows", rows.len()));
-    let report = evaluate_guard(&mut guard, &rows);
+    let report = evaluate_guard(guard.as_mut(), &rows);
     wait.finish_and_clear();
     if arguments.json {
         print_json(&report)

@@ -8,6 +8,7 @@ mod filter;
 mod generate;
 mod guard;
 mod heads;
+mod launch;
 mod pull;
 mod quickstart;
 mod render;
@@ -32,10 +33,12 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Guard(Guard::Train(arguments)) => guard::train(&arguments),
         Command::Guard(Guard::Score(arguments)) => guard::score(&arguments),
         Command::Guard(Guard::Eval(arguments)) => guard::evaluate(&arguments),
+        Command::Guard(Guard::Stream(arguments)) => guard::stream(&arguments),
         Command::Reward(Reward::Train(arguments)) => reward::train(&arguments),
         Command::Reward(Reward::Score(arguments)) => reward::score(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
+        Command::Launch(arguments) => launch::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Export(target) => export::run(&target),
     }

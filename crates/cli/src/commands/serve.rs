@@ -12,12 +12,11 @@ use serve::{Action, Door, Grammars, Guardrail, Limits, Metrics, Model, Parser, R
 
 use crate::arguments::{GuardAction, HeadsFile, ReasoningParser, Serve};
 use crate::commands::heads;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::local::Local;
 use crate::progress::say;
+use crate::reward_service;
 
-/// The environment variable that holds the key which every request must bring.
-const KEY: &str = "SAFERL_API_KEY";
 /// Memory that keys and values may take where nothing else is said.
 const POOL_BYTES: usize = 2 << 30;
 /// Contexts of the model that this should hold at once; more is seldom used.
@@ -28,7 +27,8 @@ pub(crate) fn run(arguments: &Serve) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     let guardrail = guardrail(arguments)?;
     let mut parts = Router::new();
-    if !arguments.models.is_empty() || guardrail.is_some() {
+    let openai = !arguments.models.is_empty() || guardrail.is_some();
+    if openai {
         let models = arguments
             .models
             .iter()
@@ -38,13 +38,20 @@ pub(crate) fn run(arguments: &Serve) -> Result<()> {
         parts = parts.merge(serve::page::router());
     }
     if let Some(recipe) = &arguments.reward {
-        parts = parts.merge(reward(recipe)?);
+        let service = reward_service::start(recipe, &[], Arc::clone(&metrics))?;
+        // The guard answers chat completions under its own name, beside models or by itself.
+        parts = if openai {
+            serve::reward::with_guard(parts, Arc::clone(&service))
+        } else {
+            parts.merge(serve::reward::chat_router(Arc::clone(&service)))
+        };
+        parts = parts.merge(serve::reward::router(service));
     }
     if arguments.runs.is_dir() {
         parts = parts.merge(serve::runs::router(&arguments.runs));
     }
     let door = Door {
-        key: std::env::var(KEY).ok().filter(|key| !key.is_empty()),
+        key: reward_service::key(),
     };
     let app = serve::close(parts, &door, metrics);
     let address = SocketAddr::new(arguments.host, arguments.port);
@@ -126,11 +133,4 @@ fn guardrail(arguments: &Serve) -> Result<Option<Guardrail>> {
         Controversial::Unsafe
     };
     Ok(Some(Guardrail::new(guard, label, action, controversial)))
-}
-
-fn reward(_: &Path) -> Result<Router> {
-    Err(Error::Request {
-        what: "--reward: the reward service is not part of this build".into(),
-        hint: "serve a model, or a guard with --guard".into(),
-    })
 }
