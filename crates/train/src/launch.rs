@@ -258,7 +258,12 @@ fn trl_command(recipe: &Recipe, processes: usize) -> Vec<String> {
         "--config",
         "config.yaml",
     ];
-    words.map(String::from).into()
+    let mut words: Vec<String> = words.map(String::from).into();
+    if processes != "1" {
+        // Without it, accelerate starts one process where it finds no GPU.
+        words.insert(2, "--multi_gpu".into());
+    }
+    words
 }
 
 /// A line a group, as verl's data set has it; the reward function finds the messages in `extra_info`.
@@ -492,7 +497,10 @@ mod tests {
             plan.environment,
             [("SAFERL_URL", "http://127.0.0.1:1".to_owned())]
         );
+        assert_eq!(plan.command[..3], ["accelerate", "launch", "--multi_gpu"]);
         assert!(plan.command.contains(&"2".to_owned()));
+        let alone = planned(Target::Trl, 1, &[]).unwrap();
+        assert!(!alone.command.contains(&"--multi_gpu".to_owned()));
     }
 
     #[test]
