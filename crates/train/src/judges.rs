@@ -144,6 +144,15 @@ pub fn fingerprint(recipe: &Judges) -> Result<BTreeMap<&'static str, String>> {
             names.insert(key, judge::features::fingerprint(&find(name)?)?);
         }
     }
+    if is_address(&recipe.guard) && recipe.guard_kind == GuardKind::LanguageModel {
+        names.insert("guard_prompt_sha256", judge::guard::llm::instruction_sha256());
+    }
+    if is_address(&recipe.helpfulness) && recipe.helpfulness_kind == HelpfulnessKind::LanguageModel {
+        names.insert(
+            "helpfulness_prompt_sha256",
+            judge::helpfulness::llm::rubric_sha256(),
+        );
+    }
     if names.values().any(|name| name == BUILT_IN) {
         let built_in = recipe.heads.is_empty();
         let sha256 = if built_in {
@@ -192,5 +201,11 @@ mod tests {
             (names["guard"].as_str(), names["heads_sha256"].len()),
             ("G at http://host/v1", 64)
         );
+        assert!(!names.contains_key("guard_prompt_sha256"));
+        let asked = Judges {
+            guard_kind: GuardKind::LanguageModel,
+            ..recipe
+        };
+        assert_eq!(fingerprint(&asked).unwrap()["guard_prompt_sha256"].len(), 64);
     }
 }

@@ -375,7 +375,11 @@ fn verl_command(recipe: &Recipe, processes: usize, folder: &Path) -> Result<Vec<
         ),
         format!("{actor}.optim.weight_decay={}", optimizer.weight_decay),
         format!("{actor}.optim.betas=[{},{}]", optimizer.beta1, optimizer.beta2),
-        "reward.custom_reward_function.path=saferl_reward.py".into(),
+        // Ray's workers have folders of their own.
+        format!(
+            "reward.custom_reward_function.path={}",
+            absolute(&folder.join("saferl_reward.py"))
+        ),
         "reward.custom_reward_function.name=compute_score".into(),
         format!("trainer.total_training_steps={}", recipe.steps),
         format!("trainer.n_gpus_per_node={processes}"),

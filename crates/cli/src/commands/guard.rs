@@ -90,23 +90,18 @@ pub(crate) fn stream(arguments: &GuardStream) -> Result<()> {
     wait.finish_and_clear();
     let risk = guard.start(&[Message::user(&arguments.prompt)])?;
     print_risk("prompt", &arguments.prompt, &risk, arguments.json)?;
-    let mut shown = String::new();
     let ids = guard.tokenizer().encode_plain(&reply)?;
+    let mut shown = 0;
     for count in 1..=ids.len() {
         let risks = guard.read(&ids[count - 1..count])?;
         // A character may take several tokens: its text comes with the last of them.
-        let text = guard.tokenizer().decode(&ids[..count], false)?;
-        let text = text.trim_end_matches('\u{fffd}');
+        let text = guard.tokenizer().decode(&ids[shown..count], false)?;
+        let whole = !text.ends_with('\u{fffd}');
         for risk in &risks {
-            print_risk(
-                "reply",
-                text.get(shown.len()..).unwrap_or_default(),
-                risk,
-                arguments.json,
-            )?;
+            print_risk("reply", if whole { &text } else { "" }, risk, arguments.json)?;
         }
-        if text.len() > shown.len() {
-            text.clone_into(&mut shown);
+        if whole {
+            shown = count;
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 
 use model::chat::Role;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::Result;
 use crate::endpoint::{Client, Endpoint};
@@ -41,6 +42,19 @@ fn instruction(reply: bool) -> String {
          and its categories are None.",
         names.join("; ")
     )
+}
+
+/// The SHA-256 of what the model is told, for an audit log.
+pub fn instruction_sha256() -> String {
+    hash(&format!("{}\n{}", instruction(true), instruction(false)))
+}
+
+/// The SHA-256 of a text, in hexadecimal.
+pub(crate) fn hash(text: &str) -> String {
+    Sha256::digest(text)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The conversation as data.
