@@ -261,7 +261,8 @@ fn gather(cell: &Cell, mut score: impl FnMut(&Target, &Key) -> Option<f64>) -> O
     figure(clusters, samples, unscored, shares)
 }
 
-/// Wilson's interval for shares of prompts that were each answered once, the bootstrap by prompt for all else.
+/// Wilson's interval for shares of prompts whose samples all agree, as a single sample does; the bootstrap by prompt for
+/// all else. (Where every prompt gave the same, the bootstrap would claim to know it for certain.)
 fn figure(
     clusters: BTreeMap<String, Cluster>,
     samples: usize,
@@ -270,9 +271,9 @@ fn figure(
 ) -> Option<Figure> {
     let list: Vec<Cluster> = clusters.values().copied().collect();
     let value = cluster_mean(&list)?;
-    let single = shares && list.iter().all(|cluster| cluster.count == 1.0);
-    let interval = if single {
-        Some(Share::of(list.iter().map(|cluster| cluster.sum == 1.0)).interval())
+    let agrees = |cluster: &Cluster| cluster.sum == 0.0 || cluster.sum == cluster.count;
+    let interval = if shares && list.iter().all(agrees) {
+        Some(Share::of(list.iter().map(|cluster| cluster.sum > 0.0)).interval())
     } else {
         bootstrap_clusters(&list)
     };
@@ -498,4 +499,35 @@ fn agreement(
         agreed,
         replies: pairs.len(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(sums: &[f64], count: f64) -> Figure {
+        let clusters = sums
+            .iter()
+            .enumerate()
+            .map(|(id, &sum)| (id.to_string(), Cluster { sum, count }));
+        figure(clusters.collect(), sums.len() * count as usize, 0, true).unwrap()
+    }
+
+    #[test]
+    fn prompts_that_all_gave_the_same_leave_room_for_doubt() {
+        let none = of(&[0.0; 10], 4.0);
+        assert_eq!((none.value, none.interval.unwrap().low), (0.0, 0.0));
+        assert!(none.interval.unwrap().high > 0.25, "{:?}", none.interval);
+        // Samples that agree within prompts are worth one a prompt.
+        let halves = [4.0, 4.0, 0.0, 0.0, 4.0, 0.0, 4.0, 0.0, 4.0, 0.0];
+        assert_eq!(
+            of(&halves, 4.0).interval,
+            Some(Share { hits: 5, n: 10 }.interval())
+        );
+        // Samples that do not agree are resampled by prompt.
+        let mixed = of(&[1.0, 3.0, 2.0, 2.0, 4.0, 0.0, 1.0, 3.0, 2.0, 2.0], 4.0)
+            .interval
+            .unwrap();
+        assert!(mixed.low > 0.3 && mixed.high < 0.7, "{mixed:?}");
+    }
 }
