@@ -42,12 +42,46 @@ impl<'a> Gradients<'a> {
     }
 }
 
-/// Log-probabilities of a pack's completion tokens, `n`, at a temperature. Differentiable; with a frozen decoder
-/// nothing is kept for a backward pass.
-pub fn log_probabilities(decoder: &Decoder, pack: &Pack, temperature: f64) -> Result<Tensor> {
+/// A pack as the blocks below the first trained one leave it. Policy, reference and the policy that sampled have those
+/// blocks in common, so they are run once for all of them.
+#[derive(Debug)]
+pub struct Below {
+    blocks: usize,
+    x_t_d: Tensor,
+}
+
+impl Below {
+    /// Runs the first `blocks` blocks of `decoder`, none of which is trained.
+    pub fn new(decoder: &Decoder, pack: &Pack, blocks: usize) -> Result<Self> {
+        let mut attention = decoder.packed(pack.ids.len(), &pack.segments)?;
+        let mut x_t_d = decoder.embed(&pack.ids)?;
+        for layer in 0..blocks {
+            x_t_d = decoder.block(layer, &x_t_d, &mut attention)?;
+        }
+        let x_t_d = x_t_d.detach();
+        Ok(Self { blocks, x_t_d })
+    }
+
+    /// The first block that is still to be run, and its input.
+    fn entry(below: Option<&Self>, decoder: &Decoder, pack: &Pack) -> Result<(usize, Tensor)> {
+        match below {
+            Some(below) => Ok((below.blocks, below.x_t_d.clone())),
+            None => Ok((0, decoder.embed(&pack.ids)?)),
+        }
+    }
+}
+
+/// Log-probabilities of a pack's completion tokens, `n`, at a temperature; from `below` where that has been computed.
+/// Differentiable; with a frozen decoder nothing is kept for a backward pass.
+pub fn log_probabilities(
+    decoder: &Decoder,
+    pack: &Pack,
+    below: Option<&Below>,
+    temperature: f64,
+) -> Result<Tensor> {
     let mut attention = decoder.packed(pack.ids.len(), &pack.segments)?;
-    let mut x_t_d = decoder.embed(&pack.ids)?;
-    for layer in 0..decoder.config.layers {
+    let (first, mut x_t_d) = Below::entry(below, decoder, pack)?;
+    for layer in first..decoder.config.layers {
         x_t_d = decoder.block(layer, &x_t_d, &mut attention)?;
     }
     read_out(decoder, &x_t_d, pack, temperature)
@@ -69,11 +103,12 @@ fn read_out(decoder: &Decoder, x_t_d: &Tensor, pack: &Pack, temperature: f64) ->
 pub fn backpropagate(
     decoder: &Decoder,
     pack: &Pack,
+    below: Option<&Below>,
     temperature: f64,
     loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     gradients: &mut Gradients<'_>,
 ) -> Result<()> {
-    let loss = loss(&log_probabilities(decoder, pack, temperature)?)?;
+    let loss = loss(&log_probabilities(decoder, pack, below, temperature)?)?;
     gradients.add(&mut loss.backward()?)
 }
 
@@ -82,24 +117,27 @@ pub fn backpropagate(
 pub fn backpropagate_by_block(
     decoder: &Decoder,
     pack: &Pack,
+    below: Option<&Below>,
     temperature: f64,
     loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     gradients: &mut Gradients<'_>,
 ) -> Result<()> {
     let frozen = decoder.frozen()?;
     let mut attention = decoder.packed(pack.ids.len(), &pack.segments)?;
-    let mut inputs = vec![frozen.embed(&pack.ids)?];
-    for layer in 0..decoder.config.layers {
-        inputs.push(frozen.block(layer, &inputs[layer], &mut attention)?);
+    let (first, mut x_t_d) = Below::entry(below, &frozen, pack)?;
+    let mut inputs = Vec::new();
+    for layer in first..decoder.config.layers {
+        let next_t_d = frozen.block(layer, &x_t_d, &mut attention)?;
+        inputs.push((layer, std::mem::replace(&mut x_t_d, next_t_d)));
     }
 
-    let output_t_d = Var::from_tensor(&inputs.split_off(decoder.config.layers)[0])?;
+    let output_t_d = Var::from_tensor(&x_t_d)?;
     let loss = loss(&read_out(decoder, &output_t_d, pack, temperature)?)?;
     let mut store = loss.backward()?;
     let mut upstream_t_d = store.remove(&output_t_d);
     gradients.add(&mut store)?;
 
-    for (layer, input_t_d) in inputs.into_iter().enumerate().rev() {
+    for (layer, input_t_d) in inputs.into_iter().rev() {
         let Some(gradient_t_d) = upstream_t_d else {
             return Ok(());
         };
@@ -110,7 +148,7 @@ pub fn backpropagate_by_block(
         upstream_t_d = store.remove(&input_t_d);
         gradients.add(&mut store)?;
     }
-    if let Some(gradient_t_d) = upstream_t_d {
+    if let (Some(gradient_t_d), None) = (upstream_t_d, below) {
         let embedded_t_d = decoder.embed(&pack.ids)?;
         gradients.add(&mut (embedded_t_d * gradient_t_d.detach())?.sum_all()?.backward()?)?;
     }
@@ -193,8 +231,8 @@ mod tests {
                 Ok(new_n.sqr()?.sum_all()?)
             };
             match by_block {
-                true => backpropagate_by_block(decoder, pack, 0.8, loss, &mut gradients).unwrap(),
-                false => backpropagate(decoder, pack, 0.8, loss, &mut gradients).unwrap(),
+                true => backpropagate_by_block(decoder, pack, None, 0.8, loss, &mut gradients).unwrap(),
+                false => backpropagate(decoder, pack, None, 0.8, loss, &mut gradients).unwrap(),
             }
         }
         (values, gradients.into_sums())
@@ -263,11 +301,44 @@ mod tests {
     }
 
     #[test]
+    fn shared_lower_blocks_change_nothing() {
+        let mut decoder = tiny_decoder(Family::Qwen3, true).unwrap();
+        let lora = Lora {
+            rank: 2,
+            alpha: 4.0,
+            targets: vec!["q_proj".into(), "down_proj".into()],
+            layers: vec![1],
+        };
+        let parameters = decoder.add_adapters(&lora, 1).unwrap();
+        for (_, parameter) in &parameters {
+            parameter
+                .set(&(parameter.ones_like().unwrap() * 0.1).unwrap())
+                .unwrap();
+        }
+        let pack = &pack(&families(), 100)[0];
+        let square = |new_n: &Tensor| Ok(new_n.sqr()?.sum_all()?);
+        let below = Below::new(&decoder, pack, 1).unwrap();
+        let mut whole = Gradients::new(&parameters);
+        backpropagate(&decoder, pack, None, 0.8, square, &mut whole).unwrap();
+        let whole = whole.into_sums();
+        for by_block in [false, true] {
+            let mut upper = Gradients::new(&parameters);
+            match by_block {
+                true => {
+                    backpropagate_by_block(&decoder, pack, Some(&below), 0.8, square, &mut upper).unwrap();
+                }
+                false => backpropagate(&decoder, pack, Some(&below), 0.8, square, &mut upper).unwrap(),
+            }
+            assert_close(&parameters, &whole, &upper.into_sums());
+        }
+    }
+
+    #[test]
     fn a_frozen_decoder_agrees_and_keeps_no_graph() {
         let (decoder, _) = trainable(false);
         let pack = &pack(&families(), 100)[0];
-        let traced = log_probabilities(&decoder, pack, 1.0).unwrap();
-        let frozen = log_probabilities(&decoder.frozen().unwrap(), pack, 1.0).unwrap();
+        let traced = log_probabilities(&decoder, pack, None, 1.0).unwrap();
+        let frozen = log_probabilities(&decoder.frozen().unwrap(), pack, None, 1.0).unwrap();
         assert_eq!(traced.to_vec1::<f32>().unwrap(), frozen.to_vec1::<f32>().unwrap());
         assert!(traced.track_op() && !frozen.track_op());
     }

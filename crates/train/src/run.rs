@@ -18,7 +18,7 @@ use crate::alarm::Alarm;
 use crate::checkpoint::{self, State};
 use crate::error::{Error, Result};
 use crate::folder::RunFolder;
-use crate::gradient::{Gradients, backpropagate, backpropagate_by_block, log_probabilities};
+use crate::gradient::{Below, Gradients, backpropagate, backpropagate_by_block, log_probabilities};
 use crate::gspo::{Completions, Statistics};
 use crate::metrics::{Metrics, Replies, resident_mebibytes};
 use crate::optimizer::{Optimizer, learning_rate};
@@ -264,8 +264,13 @@ impl Trainer {
             let minibatch = packs.iter().map(|pack| pack.lengths.len()).sum();
             let mut gradients = Gradients::new(self.optimizer.parameters());
             for (place, pack) in packs.iter().enumerate() {
+                let below = match recipe.untrained_blocks() {
+                    0 => None,
+                    blocks => Some(Below::new(&self.decoder, pack, blocks)?),
+                };
+                let below = below.as_ref();
                 let reference_n = match &self.reference {
-                    Some(reference) => Some(log_probabilities(reference, pack, temperature)?),
+                    Some(reference) => Some(log_probabilities(reference, pack, below, temperature)?),
                     None => None,
                 };
                 let loss = |new_n: &Tensor| {
@@ -297,8 +302,10 @@ impl Trainer {
                     Ok(loss)
                 };
                 match recipe.update.gradient_checkpointing {
-                    true => backpropagate_by_block(&self.decoder, pack, temperature, loss, &mut gradients)?,
-                    false => backpropagate(&self.decoder, pack, temperature, loss, &mut gradients)?,
+                    true => {
+                        backpropagate_by_block(&self.decoder, pack, below, temperature, loss, &mut gradients)?;
+                    }
+                    false => backpropagate(&self.decoder, pack, below, temperature, loss, &mut gradients)?,
                 }
             }
             let sums = gradients.into_sums();
@@ -408,7 +415,7 @@ fn sampled(policy: &Decoder, pack: &Pack, temperature: f64) -> Result<Tensor> {
     if temperature == 1.0 && pack.sampler.len() == pack.targets.len() {
         return Ok(Tensor::new(pack.sampler.as_slice(), policy.device())?);
     }
-    log_probabilities(policy, pack, temperature)
+    log_probabilities(policy, pack, None, temperature)
 }
 
 /// The seed of a step's sampling: a step draws the same whether the run was interrupted before it or not.
