@@ -8,7 +8,8 @@ use crate::heads::{Heads, Inputs, helpfulness, standardise};
 use crate::judge::{Conversation, Helpfulness};
 use crate::verdict::Scored;
 
-/// A helpfulness score that needs no second model; about zero mean and unit variance over its training replies.
+/// A helpfulness score that needs no second model; about zero mean and a spread of 3 over its training replies, so that a
+/// useless answer comes near to what the hybrid reward gives a refusal.
 pub struct BuiltInHelpfulness {
     features: SharedFeatures,
     heads: Arc<Heads>,

@@ -23,11 +23,15 @@ const TOPIC_WIDTH: usize = 32;
 /// Mean and spread that grades from 0 to 4 are brought to.
 const GRADE_MEAN: f32 = 2.0;
 const GRADE_SPREAD: f32 = 1.5;
+/// Spread of the scores in the end. The hybrid reward sets them against -5 for a refusal and -10 for an unsafe answer, so
+/// a score must be able to come near: at a spread of 1 a useless safe answer was worth as much as a good one, and the
+/// policy learned to write useless ones.
+const SCORE_SPREAD: f64 = 3.0;
 
 /// Trains the helpfulness head of `heads` by the recipe and measures it on the test prompts.
 ///
 /// Preferences are fitted by Bradley and Terry's loss; graded replies also pull their score to the grade, so that
-/// scores compare across prompts; and the scores are scaled to unit variance in the end.
+/// scores compare across prompts; and the scores are brought to zero mean and one spread in the end.
 ///
 /// # Errors
 /// Data that cannot be read, or a recipe without preferences.
@@ -223,7 +227,7 @@ pub(crate) fn train_on(
     fit_scores(recipe, &examples, &all, heads, &mut tensors, on_progress)?;
     heads.tensors = tensors;
     let training = rows_of(&examples, Split::Train);
-    scale_to_unit(heads, &training.iter().map(|row| all[*row]).collect::<Vec<_>>())?;
+    scale_scores(heads, &training.iter().map(|row| all[*row]).collect::<Vec<_>>())?;
     heads.card.helpfulness = Some(serde_json::Value::Null);
     *heads = heads.rounded()?;
 
@@ -404,8 +408,8 @@ fn batch_loss(
     Ok((loss / f64::from(total.max(1e-6)))?)
 }
 
-/// Scales the last layer so that the scores of these replies have zero mean and unit variance.
-fn scale_to_unit(heads: &mut Heads, replies: &[&Feature]) -> Result<()> {
+/// Scales the last layer so that the scores of these replies have zero mean and a spread of [`SCORE_SPREAD`].
+fn scale_scores(heads: &mut Heads, replies: &[&Feature]) -> Result<()> {
     let scores = score_replies(heads, replies)?;
     let count = scores.len().max(1) as f64;
     let mean = scores.iter().map(|score| f64::from(*score)).sum::<f64>() / count;
@@ -414,7 +418,7 @@ fn scale_to_unit(heads: &mut Heads, replies: &[&Feature]) -> Result<()> {
         .map(|score| (f64::from(*score) - mean).powi(2))
         .sum::<f64>()
         / count;
-    let scale = 1.0 / variance.sqrt().max(1e-6);
+    let scale = SCORE_SPREAD / variance.sqrt().max(1e-6);
     for (name, shift) in [("helpfulness_head.weight", 0.0), ("helpfulness_head.bias", -mean)] {
         if let Some(tensor) = heads.tensors.get_mut(name) {
             *tensor = ((&*tensor + shift)? * scale)?;
