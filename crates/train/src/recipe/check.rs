@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Recipe;
+use super::{Push, Recipe};
 use crate::error::{Error, Result};
 use crate::gspo::Loss;
 
