@@ -203,6 +203,7 @@ fn override_key(table: &mut toml::Table, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gspo::Loss;
 
     fn parse(text: &str, overrides: &[&str]) -> Result<Recipe> {
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();

@@ -303,7 +303,14 @@ impl Trainer {
                 };
                 match recipe.update.gradient_checkpointing {
                     true => {
-                        backpropagate_by_block(&self.decoder, pack, below, temperature, loss, &mut gradients)?;
+                        backpropagate_by_block(
+                            &self.decoder,
+                            pack,
+                            below,
+                            temperature,
+                            loss,
+                            &mut gradients,
+                        )?;
                     }
                     false => backpropagate(&self.decoder, pack, below, temperature, loss, &mut gradients)?,
                 }
