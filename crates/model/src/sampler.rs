@@ -767,8 +767,8 @@ mod tests {
         for (temperature, top_k, top_p) in [(0.0, 0, 1.0), (1.0, 0, 1.0), (2.0, 50, 1.0), (1.0, 0, 0.9)] {
             let sampling = Sampling {
                 temperature,
-                top_k,
                 top_p,
+                top_k,
                 ..Sampling::default()
             };
             let sampler = Sampler::new(&sampling, &[], 0).unwrap();
