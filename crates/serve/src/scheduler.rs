@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 
 /// Seconds after which a client that was turned away may try again.
-const RETRY_AFTER_S: u64 = 2;
+pub(crate) const RETRY_AFTER_S: u64 = 2;
 
 /// How much a scheduler takes on.
 #[derive(Debug, Clone, Copy)]
@@ -89,12 +89,18 @@ pub struct Scheduler {
     room: Arc<Semaphore>,
 }
 
+/// Leave for one request to run or wait; dropping it gives the place to another.
+#[derive(Debug)]
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
 /// A request under way; dropping it ends the request.
 pub struct Running {
     ticket: Ticket,
     updates: UnboundedReceiver<Update>,
     commands: Sender<Command>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Running {
@@ -134,15 +140,24 @@ impl Scheduler {
         })
     }
 
-    /// Hands a request over; it waits for its turn in the engine.
+    /// Takes a place for a request; to be called before any work is done for it.
     ///
     /// # Errors
-    /// A server that is busy, and what the engine refuses: a prompt that is too long, sampling that means nothing.
-    pub async fn submit(&self, job: Job) -> Result<Running> {
+    /// A server that is busy.
+    pub fn enter(&self) -> Result<Place> {
         let busy = |_| Error::Busy {
             retry_after_s: RETRY_AFTER_S,
         };
-        let place = Arc::clone(&self.room).try_acquire_owned().map_err(busy)?;
+        let room = Arc::clone(&self.room);
+        let permit = room.try_acquire_owned().map_err(busy)?;
+        Ok(Place { _permit: permit })
+    }
+
+    /// Hands a request over; it waits for its turn in the engine.
+    ///
+    /// # Errors
+    /// What the engine refuses: a prompt that is too long, sampling that means nothing.
+    pub async fn submit(&self, place: Place, job: Job) -> Result<Running> {
         let gone = || Error::Unavailable("the model's engine has stopped".into());
         let (updates, inbox) = unbounded_channel();
         let (accepted, answer) = oneshot::channel();
@@ -364,6 +379,10 @@ mod tests {
         (scheduler, metrics)
     }
 
+    async fn submit(scheduler: &Scheduler, job: Job) -> Result<Running> {
+        scheduler.submit(scheduler.enter()?, job).await
+    }
+
     async fn drain(mut running: Running) -> (usize, usize, Option<Error>) {
         let (mut tokens, mut finished) = (0, 0);
         while let Some(update) = running.next().await {
@@ -379,8 +398,8 @@ mod tests {
     #[tokio::test]
     async fn requests_share_the_engine_and_end() {
         let (scheduler, _) = scheduler(Limits::default());
-        let first = scheduler.submit(job("a", 3, 20)).await.unwrap();
-        let second = scheduler.submit(job("bcd", 1, 5)).await.unwrap();
+        let first = submit(&scheduler, job("a", 3, 20)).await.unwrap();
+        let second = submit(&scheduler, job("bcd", 1, 5)).await.unwrap();
         let (first, second) = tokio::join!(drain(first), drain(second));
         assert_eq!((first.0, first.1), (60, 3));
         assert_eq!((second.0, second.1), (5, 1));
@@ -393,18 +412,17 @@ mod tests {
             requests: 1,
             ..Limits::default()
         });
-        let running = scheduler.submit(job("a", 1, 5)).await.unwrap();
-        let refused = scheduler.submit(job("a", 1, 5)).await.err().unwrap();
+        let running = submit(&scheduler, job("a", 1, 5)).await.unwrap();
+        let refused = scheduler.enter().err().unwrap();
         assert!(matches!(refused, Error::Busy { .. }), "{refused}");
         drain(running).await;
-        assert!(scheduler.submit(job("a", 1, 5)).await.is_ok());
+        assert!(submit(&scheduler, job("a", 1, 5)).await.is_ok());
     }
 
     #[tokio::test]
     async fn what_the_engine_refuses_is_the_requests_fault() {
         let (scheduler, _) = scheduler(Limits::default());
-        let refused = scheduler
-            .submit(job(&"x".repeat(5000), 1, 5))
+        let refused = submit(&scheduler, job(&"x".repeat(5000), 1, 5))
             .await
             .err()
             .unwrap();
@@ -420,16 +438,16 @@ mod tests {
             deadline_s: 0,
             ..Limits::default()
         });
-        let expired = drain(scheduler.submit(job("a", 1, 1000)).await.unwrap()).await;
+        let expired = drain(submit(&scheduler, job("a", 1, 1000)).await.unwrap()).await;
         assert!(matches!(expired.2, Some(Error::Deadline(0))), "{:?}", expired.2);
         drop(scheduler);
 
         let scheduler = self::scheduler(Limits::default());
-        let mut running = scheduler.0.submit(job("a", 2, 1500)).await.unwrap();
+        let mut running = submit(&scheduler.0, job("a", 2, 1500)).await.unwrap();
         running.next().await.unwrap();
         drop(running);
         // Were the first still under way, this one would wait behind its 3000 tokens.
-        let next = drain(scheduler.0.submit(job("b", 1, 3)).await.unwrap()).await;
+        let next = drain(submit(&scheduler.0, job("b", 1, 3)).await.unwrap()).await;
         assert_eq!(next.0, 3);
         assert!(
             scheduler
@@ -447,7 +465,7 @@ mod tests {
     #[tokio::test]
     async fn one_completion_can_be_stopped() {
         let (scheduler, _) = scheduler(Limits::default());
-        let mut running = scheduler.submit(job("a", 2, 300)).await.unwrap();
+        let mut running = submit(&scheduler, job("a", 2, 300)).await.unwrap();
         running.next().await.unwrap();
         running.stop(0);
         let mut finished = Vec::new();

@@ -9,6 +9,8 @@ use model::constraint::Constraint;
 pub struct AfterThinking {
     /// The token that ends the thinking.
     close: u32,
+    /// The token that opens a tool call, which ends the thinking too.
+    call: Option<u32>,
     /// Tokens of thinking that are left; none where there is no budget.
     left: Option<usize>,
     /// What closes the thinking, the token that ends it included.
@@ -20,15 +22,18 @@ pub struct AfterThinking {
 }
 
 impl AfterThinking {
-    /// A reply that thinks until the token `close`, or until `budget` tokens are used up and `closing` is forced.
+    /// A reply that thinks until the token `close`, or `call` where no grammar waits for the former, or until `budget`
+    /// tokens are used up and `closing` is forced.
     pub fn new(
         close: u32,
+        call: Option<u32>,
         budget: Option<usize>,
         closing: Vec<u32>,
         grammar: Option<Box<dyn Constraint>>,
     ) -> Self {
         let mut constraint = Self {
             close,
+            call,
             left: budget,
             closing,
             due: VecDeque::new(),
@@ -65,7 +70,8 @@ impl Constraint for AfterThinking {
             }
             return;
         }
-        self.thinking = id != self.close;
+        let calls = self.grammar.is_none() && Some(id) == self.call;
+        self.thinking = id != self.close && !calls;
         if !forced {
             self.left = self.left.map(|left| left.saturating_sub(1));
             self.close_if_spent();
@@ -186,7 +192,8 @@ mod tests {
 
     #[test]
     fn a_budget_that_is_spent_closes_the_thinking() {
-        let budget = |tokens, grammar| AfterThinking::new(260, Some(tokens), vec![10, 260, 10], grammar);
+        let budget =
+            |tokens, grammar| AfterThinking::new(260, Some(270), Some(tokens), vec![10, 260, 10], grammar);
         assert_eq!(follow(budget(2, None), 7, &[]), [1, 1, 10, 260, 10, 1, 1]);
         assert_eq!(
             follow(budget(0, Some(Box::new(Seven))), 5, &[]),
@@ -200,8 +207,14 @@ mod tests {
     }
 
     #[test]
+    fn no_budget_cuts_a_tool_call() {
+        let constraint = AfterThinking::new(260, Some(270), Some(3), vec![10, 260, 10], None);
+        assert_eq!(follow(constraint, 6, &[3, 270]), [3, 270, 1, 1, 1, 1]);
+    }
+
+    #[test]
     fn a_grammar_waits_for_the_end_of_the_thinking() {
-        let constraint = AfterThinking::new(260, None, vec![], Some(Box::new(Seven)));
-        assert_eq!(follow(constraint, 5, &[3, 4, 260]), [3, 4, 260, 7, 7]);
+        let constraint = AfterThinking::new(260, Some(270), None, vec![], Some(Box::new(Seven)));
+        assert_eq!(follow(constraint, 6, &[3, 270, 4, 260]), [3, 270, 4, 260, 7, 7]);
     }
 }

@@ -72,7 +72,7 @@ pub(crate) fn take_include_usage(fields: &mut Fields, streams: bool) -> Result<b
 
 fn read(fields: &mut Fields, model: &Model) -> Result<(Order, bool)> {
     let messages = read_messages("messages", fields.require("messages")?)?;
-    let thinking = Thinking::take(fields)?;
+    let thinking = Thinking::take(fields, model)?;
     let tools = read_tools(fields.take("tools")?)?;
     let choice = fields.take::<Value>("tool_choice")?;
     let forced = force_call(model, choice.as_ref(), tools.as_ref())?;

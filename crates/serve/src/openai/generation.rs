@@ -113,7 +113,8 @@ impl Watch {
 }
 
 impl Generation {
-    /// Has the prompt judged, if there is a guard, and the replies begun, unless the guard says no.
+    /// Has the prompt judged, if there is a guard, and the replies begun, unless the guard says no. A busy server says so
+    /// before the guard has any work.
     ///
     /// # Errors
     /// A server that is busy, or what the engine refuses.
@@ -126,6 +127,7 @@ impl Generation {
             thinking_budget,
             grammar,
         } = order;
+        let place = model.scheduler.enter()?;
         let reading = Reading {
             parser: model.parser,
             thinks: rendered.thinks,
@@ -176,7 +178,7 @@ impl Generation {
             sampling: drawing.sampling,
             extras,
         };
-        generation.running = Some(model.scheduler.submit(job).await?);
+        generation.running = Some(model.scheduler.submit(place, job).await?);
         Ok(generation)
     }
 
@@ -340,7 +342,11 @@ fn constraint(
     })?;
     let closing = tokenizer.encode_control("\n</think>\n\n")?;
     Ok(Some(Box::new(AfterThinking::new(
-        close, budget, closing, grammar,
+        close,
+        tokenizer.id("<tool_call>"),
+        budget,
+        closing,
+        grammar,
     ))))
 }
 

@@ -3,11 +3,12 @@
 use model::chat::{Message, Mode, Prompt, Role};
 use model::template::RenderOptions;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::body::Fields;
 use crate::error::{Error, Result};
 use crate::openai::Model;
+use crate::reasoning::Parser;
 
 /// A message's content: a text, or parts of which each is text.
 #[derive(Deserialize)]
@@ -74,19 +75,24 @@ fn read_message(mut fields: Fields) -> Result<Message> {
 pub(crate) fn read_content(field: &str, content: Value) -> Result<String> {
     let content = serde_json::from_value(content)
         .map_err(|_| Error::field(field, "expected a text or a list of parts"))?;
-    let parts = match content {
-        Content::Text(text) => return Ok(text),
-        Content::Parts(parts) => parts,
-    };
+    match content {
+        Content::Text(text) => Ok(text),
+        Content::Parts(parts) => read_parts(field, parts, &["text", "input_text", "output_text"]),
+    }
+}
+
+/// Parts of one of these types, put together.
+///
+/// # Errors
+/// Parts of another type, or with more than a text.
+pub(crate) fn read_parts(field: &str, parts: Vec<Fields>, kinds: &[&str]) -> Result<String> {
     let mut text = String::new();
     for (index, mut part) in parts.into_iter().enumerate() {
         let read = |part: &mut Fields| {
             let kind: String = part.require("type")?;
-            if !matches!(kind.as_str(), "text" | "input_text" | "output_text") {
-                return Err(Error::field(
-                    "type",
-                    format!("only text is supported, found `{kind}`"),
-                ));
+            if !kinds.contains(&kind.as_str()) {
+                let what = format!("expected {}, found `{kind}`", kinds.join(" or "));
+                return Err(Error::field("type", what));
             }
             part.allow("annotations", &[json!([])])?;
             part.allow("logprobs", &[json!([])])?;
@@ -100,12 +106,12 @@ pub(crate) fn read_content(field: &str, content: Value) -> Result<String> {
 }
 
 /// Earlier tool calls, for the template, whose arguments are JSON and not text that holds JSON, where they can be.
-fn read_calls(calls: Option<Vec<Value>>) -> Result<Option<Value>> {
+fn read_calls(calls: Option<Vec<Map<String, Value>>>) -> Result<Option<Value>> {
     let Some(mut calls) = calls.filter(|calls| !calls.is_empty()) else {
         return Ok(None);
     };
     for (index, call) in calls.iter_mut().enumerate() {
-        let function = &mut call["function"];
+        let function = call.entry("function").or_insert(Value::Null);
         if !function["name"].is_string() {
             let field = format!("tool_calls[{index}].function.name");
             return Err(Error::field(field, "expected a text, found none"));
@@ -151,25 +157,48 @@ pub(crate) struct Thinking {
 
 impl Thinking {
     /// `enable_thinking` and `thinking_budget`, at the top or in `chat_template_kwargs`, and `reasoning_effort`.
-    pub(crate) fn take(fields: &mut Fields) -> Result<Self> {
+    ///
+    /// # Errors
+    /// A budget for a model that does not think, and efforts that are not supported.
+    pub(crate) fn take(fields: &mut Fields, model: &Model) -> Result<Self> {
         let mut enabled = fields.take("enable_thinking")?;
         let mut budget = fields.take("thinking_budget")?;
+        let mut budget_field = "thinking_budget";
         if let Some(mut inner) = fields.take::<Fields>("chat_template_kwargs")? {
             let read =
                 |inner: &mut Fields| Ok((inner.take("enable_thinking")?, inner.take("thinking_budget")?));
             let (inner_enabled, inner_budget) = within("chat_template_kwargs", read(&mut inner))?;
+            if inner_budget.is_some() {
+                budget_field = "chat_template_kwargs.thinking_budget";
+            }
             (enabled, budget) = (inner_enabled.or(enabled), inner_budget.or(budget));
             within("chat_template_kwargs", inner.finish())?;
         }
-        match fields.take::<String>("reasoning_effort")?.as_deref() {
+        if budget.is_some() && model.parser == Parser::None {
+            return Err(Error::field(
+                budget_field,
+                "not supported: this model does not think",
+            ));
+        }
+        let mut thinking = Self { enabled, budget };
+        thinking.heed("reasoning_effort", fields.take("reasoning_effort")?)?;
+        Ok(thinking)
+    }
+
+    /// Follows an effort of reasoning, given as `field`; the effort `none` switches thinking off.
+    ///
+    /// # Errors
+    /// Any other effort.
+    pub(crate) fn heed(&mut self, field: &str, effort: Option<String>) -> Result<()> {
+        match effort.as_deref() {
             None => {}
-            Some("none") => enabled = Some(false),
+            Some("none") => self.enabled = Some(false),
             Some(other) => {
                 let what = format!("only `none` is supported (see thinking_budget), found `{other}`");
-                return Err(Error::field("reasoning_effort", what));
+                return Err(Error::field(field, what));
             }
         }
-        Ok(Self { enabled, budget })
+        Ok(())
     }
 }
 

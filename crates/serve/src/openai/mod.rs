@@ -22,6 +22,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use model::tokenizer::Tokenizer;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::error::{Error, Result};
 use crate::grammar::Grammars;
@@ -56,6 +57,8 @@ pub struct Model {
 pub struct Service {
     models: Arc<[Model]>,
     guardrail: Option<Guardrail>,
+    /// Places for requests of moderation, which wait for the guard one after another.
+    moderations: Arc<Semaphore>,
     created: u64,
 }
 
@@ -65,6 +68,7 @@ impl Service {
         Self {
             models: models.into(),
             guardrail,
+            moderations: Arc::new(Semaphore::new(moderations::MOST_AT_ONCE)),
             created: now(),
         }
     }

@@ -11,9 +11,12 @@ use crate::error::{Error, Result};
 use crate::guardrail::Guardrail;
 use crate::openai::messages::read_content;
 use crate::openai::{Service, name};
+use crate::scheduler::RETRY_AFTER_S;
 
 /// Most texts of a request.
 const MOST_TEXTS: usize = 256;
+/// Most requests that the guard has or that wait for it at once.
+pub(crate) const MOST_AT_ONCE: usize = 16;
 
 pub(crate) async fn moderate(
     State(service): State<Service>,
@@ -25,6 +28,10 @@ pub(crate) async fn moderate(
     fields.take::<String>("model")?;
     let texts = read_input(fields.require("input")?)?;
     fields.finish()?;
+    let busy = |_| Error::Busy {
+        retry_after_s: RETRY_AFTER_S,
+    };
+    let _place = service.moderations.try_acquire().map_err(busy)?;
     let conversation = |text: String| Conversation {
         messages: vec![Message::user(text)],
         reply: None,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::body::{Body, Fields};
 use crate::error::{Error, Result};
 use crate::openai::generation::{End, Generation, Order, Step, Usage};
-use crate::openai::messages::{Thinking, read_messages, render, within};
+use crate::openai::messages::{Thinking, read_messages, read_parts, render, within};
 use crate::openai::sampling::Drawing;
 use crate::openai::stream::{Writer, respond as stream};
 use crate::openai::{Service, name, now};
@@ -25,12 +25,11 @@ pub(crate) async fn respond(
     let instructions: Option<String> = fields.take("instructions")?;
     let mut messages: Vec<Message> = instructions.iter().map(Message::system).collect();
     messages.extend(read_input(fields.require("input")?)?);
+    let mut thinking = Thinking::take(&mut fields, model)?;
     if let Some(mut reasoning) = fields.take::<Fields>("reasoning")? {
-        let effort = within("reasoning", reasoning.take::<String>("effort"))?;
+        thinking.heed("reasoning.effort", within("reasoning", reasoning.take("effort"))?)?;
         within("reasoning", reasoning.finish())?;
-        fields.put("reasoning_effort", json!(effort));
     }
-    let thinking = Thinking::take(&mut fields)?;
     let rendered = render(model, messages, thinking.enabled, None)?;
     let limit: Option<usize> = fields.take("max_output_tokens")?;
     for absent in ["n", "stop"] {
@@ -87,14 +86,15 @@ pub(crate) async fn respond(
 }
 
 /// A text, or a list of messages and earlier output.
-fn read_input(input: Value) -> Result<Vec<Message>> {
+pub(crate) fn read_input(input: Value) -> Result<Vec<Message>> {
     let items = match input {
         Value::String(text) => return Ok(vec![Message::user(text)]),
         Value::Array(items) => items,
         _ => return Err(Error::field("input", "expected a text or a list of items")),
     };
     let mut messages = Vec::new();
-    let mut thinking: Option<String> = None;
+    // What the item before this one says was thought; it belongs to no message but the next.
+    let mut thought: Option<String> = None;
     for (index, item) in items.into_iter().enumerate() {
         let path = format!("input[{index}]");
         let mut item: Fields =
@@ -108,22 +108,15 @@ fn read_input(input: Value) -> Result<Vec<Message>> {
                     Error::Field { field, what } => Error::field(field.replacen("input[0]", &path, 1), what),
                     other => other,
                 })?;
-                if read.iter().all(|message| message.role == Role::Assistant) {
-                    read[0].reasoning_content = thinking.take();
+                let thought = thought.take();
+                for message in &mut read {
+                    if message.role == Role::Assistant && thought.is_some() {
+                        message.reasoning_content.clone_from(&thought);
+                    }
                 }
                 messages.extend(read);
             }
-            // What the model thought before its next message.
-            Some("reasoning") => {
-                let content =
-                    within(&path, item.take::<Vec<Map<String, Value>>>("content"))?.unwrap_or_default();
-                thinking = Some(
-                    content
-                        .iter()
-                        .filter_map(|part| part.get("text")?.as_str())
-                        .collect(),
-                );
-            }
+            Some("reasoning") => thought = Some(within(&path, read_reasoning(item))?),
             Some(other) => {
                 let what = format!("only `message` and `reasoning` are supported, found `{other}`");
                 return Err(Error::field(format!("{path}.type"), what));
@@ -134,6 +127,17 @@ fn read_input(input: Value) -> Result<Vec<Message>> {
         return Err(Error::field("input", "expected at least one message, found none"));
     }
     Ok(messages)
+}
+
+/// The text of a reasoning item, as [`Answer`] writes them.
+fn read_reasoning(mut item: Fields) -> Result<String> {
+    for label in ["id", "status"] {
+        item.take::<String>(label)?;
+    }
+    item.allow("summary", &[json!([])])?;
+    let content = item.take("content")?.unwrap_or_default();
+    item.finish()?;
+    read_parts("content", content, &["reasoning_text"])
 }
 
 fn allow_what_changes_nothing(fields: &mut Fields) -> Result<()> {

@@ -29,31 +29,33 @@ impl Guard for Strict {
     }
 }
 
-fn app_with(guardrail: Option<Guardrail>, limits: Limits) -> Router {
-    let metrics = Arc::default();
-    let model = Model {
+fn model(limits: Limits) -> Model {
+    Model {
         name: "tiny".into(),
         tokenizer: tiny_tokenizer(),
-        scheduler: Scheduler::start(tiny_engine(), "tiny", limits, Arc::clone(&metrics)).unwrap(),
+        scheduler: Scheduler::start(tiny_engine(), "tiny", limits, Arc::default()).unwrap(),
         grammars: Grammars::default(),
         parser: Parser::Qwen3,
         context: ROOM.min(2048) - 64,
         vocabulary: 320,
-    };
-    close(
-        router(Service::new(vec![model], guardrail)),
-        &Door::default(),
-        metrics,
-    )
+    }
+}
+
+fn app_of(service: Service) -> Router {
+    close(router(service), &Door::default(), Arc::default())
 }
 
 fn app() -> Router {
-    app_with(None, Limits::default())
+    app_of(Service::new(vec![model(Limits::default())], None))
+}
+
+fn strict(action: Action, harmful: fn(&Conversation) -> bool) -> Guardrail {
+    Guardrail::new(Box::new(Strict(harmful)), "strict", action, Controversial::Unsafe)
 }
 
 fn guarded(action: Action, harmful: fn(&Conversation) -> bool) -> Router {
-    let guardrail = Guardrail::new(Box::new(Strict(harmful)), "strict", action, Controversial::Unsafe);
-    app_with(Some(guardrail), Limits::default())
+    let models = vec![model(Limits::default())];
+    app_of(Service::new(models, Some(strict(action, harmful))))
 }
 
 async fn send(app: &Router, path: &str, body: Option<&Value>) -> (StatusCode, String) {
@@ -243,6 +245,14 @@ async fn what_is_not_supported_is_named() {
             "messages[0].mood",
             json!({"messages": [{"role": "user", "content": "a", "mood": 1}]}),
         ),
+        (
+            "messages[0].tool_calls[0]",
+            json!({"messages": [{"role": "assistant", "tool_calls": ["lamp"]}]}),
+        ),
+        (
+            "messages[0].tool_calls[0].function.name",
+            json!({"messages": [{"role": "assistant", "tool_calls": [{"function": "lamp"}]}]}),
+        ),
     ] {
         assert_eq!(refused(&app, CHAT, chat(more)).await, field);
     }
@@ -251,6 +261,48 @@ async fn what_is_not_supported_is_named() {
     let (status, text) = send(&app, CHAT, Some(&chat(json!({"model": "other"})))).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     assert!(text.contains("model_not_found"), "{text}");
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_think_has_no_budget_for_it() {
+    let parser = Parser::None;
+    let model = Model {
+        parser,
+        ..model(Limits::default())
+    };
+    let app = app_of(Service::new(vec![model], None));
+    let budget = json!({"thinking_budget": 5});
+    let inner = json!({"chat_template_kwargs": budget});
+    assert_eq!(refused(&app, CHAT, chat(budget)).await, "thinking_budget");
+    assert_eq!(
+        refused(&app, CHAT, chat(inner)).await,
+        "chat_template_kwargs.thinking_budget"
+    );
+    post(&app, CHAT, chat(json!({}))).await;
+}
+
+#[tokio::test]
+async fn a_busy_server_does_not_trouble_the_guard() {
+    let none = Limits {
+        requests: 0,
+        ..Limits::default()
+    };
+    // Were it asked, it would block the prompt, with status 200.
+    let guardrail = strict(Action::Block, |_| true);
+    let service = Service::new(vec![model(none)], Some(guardrail));
+    let app = app_of(service.clone());
+    let (status, text) = send(&app, CHAT, Some(&chat(json!({})))).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{text}");
+
+    let input = json!({"input": "a"});
+    let places = service
+        .moderations
+        .try_acquire_many(moderations::MOST_AT_ONCE as u32)
+        .unwrap();
+    let (status, text) = send(&app, "/v1/moderations", Some(&input)).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{text}");
+    drop(places);
+    post(&app, "/v1/moderations", input).await;
 }
 
 #[tokio::test]
@@ -500,7 +552,46 @@ async fn responses_stream_in_order() {
         "input[0].type"
     );
     let reasoning = json!({"input": "a", "reasoning": {"effort": "low"}});
-    assert_eq!(refused(&app, path, reasoning).await, "reasoning_effort");
+    assert_eq!(refused(&app, path, reasoning).await, "reasoning.effort");
+}
+
+#[tokio::test]
+async fn a_thought_belongs_to_the_message_after_it() {
+    let app = app();
+    let path = "/v1/responses";
+    let thought = |more: Value| {
+        let part = json!({"type": "reasoning_text", "text": "So it is."});
+        let mut item = json!({"type": "reasoning", "id": "rs_1", "summary": [], "content": [part]});
+        for (name, value) in more.as_object().unwrap() {
+            item[name] = value.clone();
+        }
+        item
+    };
+    let refused_for = async |more: Value| refused(&app, path, json!({"input": [thought(more)]})).await;
+    assert_eq!(refused_for(json!({"mood": 1})).await, "input[0].mood");
+    assert_eq!(refused_for(json!({"summary": [1]})).await, "input[0].summary");
+    let image = json!({"content": [{"type": "image"}]});
+    assert_eq!(refused_for(image).await, "input[0].content[0].type");
+
+    let thoughts = |items: Vec<Value>| {
+        let read = responses::read_input(items.into()).unwrap();
+        let thoughts = read.into_iter().map(|message| message.reasoning_content);
+        thoughts.collect::<Vec<_>>()
+    };
+    let user = json!({"role": "user", "content": "a"});
+    let assistant = json!({"role": "assistant", "content": "b"});
+    let some = Some("So it is.".to_owned());
+    let item = thought(json!({}));
+    assert_eq!(
+        thoughts(vec![
+            user.clone(),
+            item.clone(),
+            assistant.clone(),
+            assistant.clone()
+        ]),
+        [None, some, None]
+    );
+    assert_eq!(thoughts(vec![item, user, assistant]), [None, None]);
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ pub(crate) async fn tokenize(
         (Some(text), None) => model.tokenizer.encode_plain(&text)?,
         (None, Some(messages)) => {
             let messages = read_messages("messages", messages)?;
-            let thinking = Thinking::take(&mut fields)?;
+            let thinking = Thinking::take(&mut fields, model)?;
             let tools = read_tools(fields.take("tools")?)?;
             render(model, messages, thinking.enabled, tools)?.prompt.ids
         }
