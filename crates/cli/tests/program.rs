@@ -179,6 +179,7 @@ fn quickstart_measures_before_and_after() {
         "rollout.prompts=4",
         "rollout.completions=4",
         "rollout.max_new_tokens=16",
+        "lora.layers=[1]",
         &runs_dir,
     ];
     let set = overrides.iter().flat_map(|text| ["--set", text]);

@@ -77,7 +77,7 @@ impl Decoder {
     /// writes. A is uniform within one over the root of its inputs, as peft draws it, from `seed`; B is zero.
     ///
     /// # Errors
-    /// A rank of zero, an unknown target, or adapters that are there already.
+    /// A rank of zero, an unknown target, a block that the model does not have, or adapters that are there already.
     pub fn add_adapters(&mut self, lora: &Lora, seed: u64) -> Result<Vec<(String, Var)>> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let device = self.device().clone();
@@ -112,12 +112,24 @@ impl Decoder {
         Ok(variables)
     }
 
+    /// Blocks below the first that has adapters: what they compute is the same with and without them.
+    pub fn blocks_below_adapters(&self) -> usize {
+        let lowest = self.adapters.as_ref().and_then(|lora| lora.layers.iter().min());
+        lowest.copied().unwrap_or(0)
+    }
+
     fn set_adapters(
         &mut self,
         lora: &Lora,
         mut matrices: impl FnMut(&str, usize, usize) -> Result<(Tensor, Tensor)>,
     ) -> Result<Vec<(String, Var)>> {
         lora.check()?;
+        let layers = self.config.layers;
+        if let Some(layer) = lora.layers.iter().find(|&&layer| layer >= layers) {
+            return Err(Error::Request(format!(
+                "lora layers: expected blocks below {layers}, found {layer}"
+            )));
+        }
         if self.adapters.is_some() {
             return Err(Error::Request(
                 "the model has adapters already: merge or remove them first".into(),

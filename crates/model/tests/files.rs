@@ -569,6 +569,11 @@ fn adapters_that_would_compute_otherwise_are_refused() -> Outcome {
         ),
         ("r", 0.into(), "lora rank: expected at least 1"),
         (
+            "layers_to_transform",
+            serde_json::json!([0, 7]),
+            "lora layers: expected blocks below 2, found 7",
+        ),
+        (
             "target_modules",
             serde_json::json!(["lm_head"]),
             "lora target `lm_head`: expected one of",

@@ -87,12 +87,6 @@ impl Default for Recipe {
 }
 
 impl Recipe {
-    /// Blocks below the first one that is trained: what they compute is the same for policy and reference.
-    pub fn untrained_blocks(&self) -> usize {
-        let lowest = self.lora.as_ref().and_then(|lora| lora.layers.iter().min());
-        lowest.copied().unwrap_or(0)
-    }
-
     /// Reads a recipe file and applies overrides such as `optimizer.learning_rate=1e-5`.
     ///
     /// # Errors

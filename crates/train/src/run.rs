@@ -264,7 +264,7 @@ impl Trainer {
             let minibatch = packs.iter().map(|pack| pack.lengths.len()).sum();
             let mut gradients = Gradients::new(self.optimizer.parameters());
             for (place, pack) in packs.iter().enumerate() {
-                let below = match recipe.untrained_blocks().min(self.decoder.config.layers) {
+                let below = match self.decoder.blocks_below_adapters() {
                     0 => None,
                     blocks => Some(Below::new(&self.decoder, pack, blocks)?),
                 };
