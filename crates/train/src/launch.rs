@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::gspo::Loss;
 use crate::prompts::{Cursor, Deck, PromptRow, load};
-use crate::recipe::{Dtype, Recipe};
+use crate::recipe::{Dtype, Recipe, Schedule};
 
 const TRL_REWARD: &str = include_str!("../../../integrations/trl/saferl_reward.py");
 const VERL_REWARD: &str = include_str!("../../../integrations/verl/saferl_reward.py");
@@ -64,7 +64,7 @@ pub fn plan(
         Target::Trl => Ok(Plan {
             files: vec![
                 ("prompts.jsonl", trl_prompts(recipe, &rows, tokenizer)?),
-                ("config.yaml", trl_config(recipe, processes, folder)),
+                ("config.yaml", trl_config(recipe, processes, folder)?),
                 ("saferl_reward.py", TRL_REWARD.to_owned()),
             ],
             command: trl_command(recipe, processes),
@@ -103,6 +103,14 @@ fn check(recipe: &Recipe, processes: usize) -> Result<()> {
             "none for another engine, which adapts every layer",
             "a list".into(),
         );
+    }
+    if !recipe.rollout.url.is_empty() {
+        let expected = "nothing for another engine, which samples by its own means";
+        return refuse("rollout.url", expected, format!("`{}`", recipe.rollout.url));
+    }
+    if let Some(lora) = recipe.lora.as_ref().filter(|lora| lora.alpha.fract() != 0.0) {
+        let expected = "a whole number for another engine";
+        return refuse("lora.alpha", expected, lora.alpha.to_string());
     }
     let groups = recipe.rollout.prompts * recipe.modes.len();
     if !groups.is_multiple_of(recipe.update.minibatches) {
@@ -155,10 +163,20 @@ fn trl_prompts(recipe: &Recipe, rows: &[&PromptRow], tokenizer: Option<&Tokenize
 }
 
 /// The configuration of TRL's GRPO script. YAML is a superset of JSON, so that a value is written as JSON.
-fn trl_config(recipe: &Recipe, processes: usize, folder: &Path) -> String {
+fn trl_config(recipe: &Recipe, processes: usize, folder: &Path) -> Result<String> {
     let (rollout, update, loss, optimizer) =
         (&recipe.rollout, &recipe.update, &recipe.loss, &recipe.optimizer);
     let step = rollout.prompts * recipe.modes.len() * rollout.completions;
+    let asked = step / processes;
+    if recipe.service.items < asked {
+        return Err(Error::Key {
+            key: "service.items".into(),
+            expected: format!(
+                "at least {asked}: each of TRL's processes asks for its share of a step at once"
+            ),
+            found: recipe.service.items.to_string(),
+        });
+    }
     let minibatch = step / update.minibatches;
     // One group at a time where it divides the minibatch, else a completion at a time.
     let share = minibatch / processes;
@@ -225,9 +243,10 @@ fn trl_config(recipe: &Recipe, processes: usize, folder: &Path) -> String {
         keys.push(("lora_dropout", json!(0.0)));
         keys.push(("lora_target_modules", json!(lora.targets)));
     }
-    keys.iter()
+    Ok(keys
+        .iter()
         .map(|(key, value)| format!("{key}: {}\n", yaml(value)))
-        .collect()
+        .collect())
 }
 
 /// A value as YAML reads it: as JSON, but numbers without exponents, which some readers take for text.
@@ -309,12 +328,23 @@ fn verl_command(recipe: &Recipe, processes: usize, folder: &Path) -> Result<Vec<
     let prompts = absolute(&folder.join("prompts.jsonl"));
     let model = model(recipe);
     let actor = "actor_rollout_ref.actor";
-    let schedule = schedule(recipe);
-    if schedule == "linear" {
+    // verl's constant schedule warms up by itself.
+    let schedule = match optimizer.schedule {
+        Schedule::Constant => "constant",
+        Schedule::Cosine => "cosine",
+        Schedule::Linear => {
+            return Err(Error::Key {
+                key: "optimizer.schedule".into(),
+                expected: "constant or cosine on verl".into(),
+                found: "linear".into(),
+            });
+        }
+    };
+    if loss.mask_truncated {
         return Err(Error::Key {
-            key: "optimizer.schedule".into(),
-            expected: "constant or cosine on verl".into(),
-            found: "linear".into(),
+            key: "loss.mask_truncated".into(),
+            expected: "false on verl, whose loss takes truncated completions in".into(),
+            found: "true".into(),
         });
     }
     let mut words: Vec<String> = ["python3", "-m", "verl.trainer.main_ppo"]
@@ -438,10 +468,10 @@ fn dtype(dtype: Dtype) -> &'static str {
 fn schedule(recipe: &Recipe) -> &'static str {
     match recipe.optimizer.schedule {
         // With a warm-up, transformers has a name of its own for it.
-        crate::recipe::Schedule::Constant if recipe.optimizer.warmup_steps > 0 => "constant_with_warmup",
-        crate::recipe::Schedule::Constant => "constant",
-        crate::recipe::Schedule::Linear => "linear",
-        crate::recipe::Schedule::Cosine => "cosine",
+        Schedule::Constant if recipe.optimizer.warmup_steps > 0 => "constant_with_warmup",
+        Schedule::Constant => "constant",
+        Schedule::Linear => "linear",
+        Schedule::Cosine => "cosine",
     }
 }
 
@@ -529,6 +559,25 @@ mod tests {
     }
 
     #[test]
+    fn the_report_s_recipe_goes_to_trl_and_with_two_changes_to_verl() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/qwen3-4b-saferl.toml");
+        for (target, more) in [
+            (Target::Trl, vec!["modes=[\"think\"]"]),
+            (
+                Target::Verl,
+                vec!["modes=[\"think\"]", "loss.mask_truncated=false"],
+            ),
+        ] {
+            let built_in = ["prompts.source=built-in", "prompts.split=train"];
+            let overrides: Vec<String> = more.iter().chain(&built_in).map(ToString::to_string).collect();
+            let recipe = Recipe::load(&path, &overrides).unwrap();
+            let plan = plan(&recipe, target, 8, "http://127.0.0.1:1", Path::new("there"), None).unwrap();
+            let warm = "actor_rollout_ref.actor.optim.lr_scheduler_type=constant".to_owned();
+            assert_eq!(plan.command.contains(&warm), target == Target::Verl);
+        }
+    }
+
+    #[test]
     fn what_an_engine_cannot_follow_is_refused_by_name() {
         for (target, overrides, key) in [
             (Target::Trl, "model=smollm2-135m", "model"),
@@ -538,10 +587,19 @@ mod tests {
             (Target::Verl, "optimizer.schedule=linear", "optimizer.schedule"),
             (Target::Trl, "update.minibatches=3", "update.minibatches"),
             (Target::Trl, "lora.layers=[1]", "lora.layers"),
+            (Target::Trl, "rollout.url=http://127.0.0.1:1/v1", "rollout.url"),
+            (Target::Verl, "rollout.url=http://127.0.0.1:1/v1", "rollout.url"),
+            (Target::Trl, "lora.alpha=2.5", "lora.alpha"),
+            (Target::Verl, "lora.alpha=2.5", "lora.alpha"),
+            (Target::Verl, "loss.mask_truncated=true", "loss.mask_truncated"),
+            (Target::Trl, "service.items=31", "service.items"),
         ] {
             let error = planned(target, 1, &[overrides]).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
+        // Two processes ask for half a step each; verl asks for one reply at a time.
+        assert!(planned(Target::Trl, 2, &["service.items=16"]).is_ok());
+        assert!(planned(Target::Verl, 1, &["service.items=1"]).is_ok());
         assert!(
             planned(Target::Trl, 5, &[])
                 .unwrap_err()

@@ -93,8 +93,9 @@ impl LanguageModelGuard {
 
 impl Guard for LanguageModelGuard {
     fn moderate(&mut self, conversations: &[Conversation]) -> Vec<Scored<Moderation>> {
-        let ask =
-            |conversation: &Conversation| (instruction(conversation.reply.is_some()), quoted(conversation));
+        let ask = |conversation: &Conversation| {
+            Ok((instruction(conversation.reply.is_some()), quoted(conversation)))
+        };
         let questions: Vec<_> = conversations.iter().map(ask).collect();
         ask_twice(&self.0, &questions, ANSWER_TOKENS, |index, text| {
             let reply = conversations[index].reply.is_some();
@@ -105,15 +106,16 @@ impl Guard for LanguageModelGuard {
     }
 }
 
-/// Asks each question (an instruction and its data), and once more where the answer does not read.
+/// Asks each question (an instruction and its data), and once more where the answer does not read. Where there is no
+/// question, its cause comes back.
 pub(crate) fn ask_twice<T: Send>(
     client: &Client,
-    questions: &[(String, String)],
+    questions: &[std::result::Result<(String, String), String>],
     tokens: usize,
     read: impl Fn(usize, &str) -> std::result::Result<T, String> + Sync,
 ) -> Vec<Scored<T>> {
     let body = |index: usize, fault: Option<&str>| {
-        let (instruction, data) = &questions[index];
+        let (instruction, data) = questions[index].as_ref().map_err(Clone::clone)?;
         let mut messages = vec![
             json!({ "role": "system", "content": instruction }),
             json!({ "role": "user", "content": data }),
@@ -122,7 +124,7 @@ pub(crate) fn ask_twice<T: Send>(
             let again = format!("{data}\n\nAn earlier answer could not be read: {fault}. Keep to the form.");
             messages[1]["content"] = again.into();
         }
-        json!({ "model": client.model(), "messages": messages, "temperature": 0, "max_tokens": tokens })
+        Ok(json!({ "model": client.model(), "messages": messages, "temperature": 0, "max_tokens": tokens }))
     };
     let text_of = |answer: &Value| {
         let content = answer
@@ -132,9 +134,9 @@ pub(crate) fn ask_twice<T: Send>(
         // What a server without a reasoning parser leaves before the answer.
         Ok::<_, String>(content.rsplit("</think>").next().unwrap_or_default().to_owned())
     };
-    let bodies: Vec<_> = (0..questions.len()).map(|index| body(index, None)).collect();
+    let bodies = (0..questions.len()).map(|index| body(index, None)).collect();
     // The outer result is whether the server answered, the inner whether its answer reads.
-    let answers = client.post_each(&bodies, |index, answer| {
+    let answers = client.post_good(bodies, |index, answer| {
         Ok(text_of(answer).and_then(|text| read(index, &text)))
     });
     let faulty: Vec<(usize, String)> = answers
@@ -145,11 +147,11 @@ pub(crate) fn ask_twice<T: Send>(
             _ => None,
         })
         .collect();
-    let bodies: Vec<_> = faulty
+    let bodies = faulty
         .iter()
         .map(|(index, fault)| body(*index, Some(fault)))
         .collect();
-    let second = client.post_each(&bodies, |row, answer| {
+    let second = client.post_good(bodies, |row, answer| {
         text_of(answer)
             .and_then(|text| read(faulty[row].0, &text))
             .map_err(|fault| format!("{fault} (asked twice)"))

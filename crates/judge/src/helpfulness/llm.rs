@@ -47,19 +47,12 @@ impl LanguageModelHelpfulness {
 
 impl Helpfulness for LanguageModelHelpfulness {
     fn score(&mut self, conversations: &[Conversation]) -> Vec<Scored<f32>> {
-        let questions: Vec<_> = conversations
-            .iter()
-            .map(|conversation| (RUBRIC.to_owned(), quoted(conversation)))
-            .collect();
-        ask_twice(
-            &self.0,
-            &questions,
-            ANSWER_TOKENS,
-            |index, text| match conversations[index].reply {
-                Some(_) => read(text),
-                None => Err("a conversation without a reply has no helpfulness".into()),
-            },
-        )
+        let ask = |conversation: &Conversation| match conversation.reply {
+            Some(_) => Ok((RUBRIC.to_owned(), quoted(conversation))),
+            None => Err("a conversation without a reply has no helpfulness".into()),
+        };
+        let questions: Vec<_> = conversations.iter().map(ask).collect();
+        ask_twice(&self.0, &questions, ANSWER_TOKENS, |_, text| read(text))
     }
 }
 
@@ -79,7 +72,28 @@ fn read(text: &str) -> std::result::Result<f32, String> {
 
 #[cfg(test)]
 mod tests {
+    use model::chat::Message;
+    use serde_json::json;
+
     use super::*;
+    use crate::endpoint::tests::{Answer, impatient, stand_in};
+
+    #[test]
+    fn a_conversation_without_a_reply_is_not_asked_about() {
+        let url = stand_in(|number, body| {
+            assert_eq!(number, 0, "{body}");
+            let answer = json!({"choices": [{"message": {"content": "Score: 6"}}]});
+            Answer::Body(200, answer.to_string())
+        });
+        let mut helpfulness = LanguageModelHelpfulness::new(impatient(url)).unwrap();
+        let of = |reply: Option<&str>| Conversation {
+            messages: vec![Message::user("Hello")],
+            reply: reply.map(Into::into),
+        };
+        let scores = helpfulness.score(&[of(None), of(Some("Hi"))]);
+        assert!(scores[0].as_result().unwrap_err().contains("without a reply"));
+        assert!((scores[1].scored().unwrap() - 0.1).abs() < 1e-6);
+    }
 
     #[test]
     fn only_a_whole_grade_on_the_last_line_is_a_score() {

@@ -9,7 +9,7 @@ use serde_json::Value;
 /// text before the last `</think>`.
 ///
 /// # Errors
-/// A last message of another role, or none.
+/// A last message of another role, or none; a reply that calls tools.
 pub(crate) fn exchange_of(mut messages: Vec<Message>) -> Result<Exchange, String> {
     let reply = messages
         .pop()
@@ -23,10 +23,11 @@ pub(crate) fn exchange_of(mut messages: Vec<Message>) -> Result<Exchange, String
     if messages.is_empty() {
         return Err("messages: expected a prompt before the reply, found none".into());
     }
-    if reply.tool_calls.as_ref().is_some_and(|calls| !calls.is_null()) && reply.content.is_empty() {
-        return Err("the last message: a reply that only calls tools is not judged".into());
-    }
-    let (thinking, content) = match reply.reasoning_content {
+    check_reply(&reply)?;
+    let told = reply
+        .reasoning_content
+        .filter(|thinking| !thinking.trim().is_empty());
+    let (thinking, content) = match told {
         Some(thinking) => (Some(thinking), reply.content),
         None => split(&reply.content),
     };
@@ -35,6 +36,23 @@ pub(crate) fn exchange_of(mut messages: Vec<Message>) -> Result<Exchange, String
         thinking: thinking.filter(|thinking| !thinking.trim().is_empty()),
         content,
     })
+}
+
+/// Refuses a reply that calls tools: what it does is in the calls, which no judge reads. An empty list, as some servers
+/// always send it, is no call.
+///
+/// # Errors
+/// A reply with calls, whether it has text beside them or not.
+pub(crate) fn check_reply(reply: &Message) -> Result<(), String> {
+    let calls = match &reply.tool_calls {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(calls)) => !calls.is_empty(),
+        Some(_) => true,
+    };
+    if calls {
+        return Err("the last message: a reply that calls tools is not judged".into());
+    }
+    Ok(())
 }
 
 /// Thinking and answer of a text; one that ends while it thinks is all thinking.
@@ -104,6 +122,8 @@ mod tests {
         for reply in [
             json!({"role": "assistant", "content": "b", "reasoning_content": "a"}),
             json!({"role": "assistant", "content": "<think>\na\n</think>\n\nb"}),
+            json!({"role": "assistant", "content": "<think>\na\n</think>\n\nb", "reasoning_content": ""}),
+            json!({"role": "assistant", "content": "<think>a</think>b", "reasoning_content": "\n", "tool_calls": []}),
             json!({"role": "assistant", "content": [{"type": "text", "text": "<think>a</think>b"}]}),
         ] {
             let exchange = read(&json!([{"role": "user", "content": "x"}, reply])).unwrap();
@@ -134,7 +154,11 @@ mod tests {
             ),
             (
                 json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [{}]}]),
-                "only calls tools",
+                "calls tools",
+            ),
+            (
+                json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "b", "tool_calls": [{}]}]),
+                "calls tools",
             ),
         ] {
             let error = read(&values).unwrap_err();

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::audit::now;
-use super::conversation::messages;
+use super::conversation::{check_reply, messages};
 use super::service::Service;
 use crate::server::BODY_LIMIT;
 use crate::{Body, Error, Result};
@@ -131,7 +131,13 @@ pub async fn moderate_chat(service: &Service, body: &Value) -> Result<Value> {
         Some(Message {
             role: Role::Assistant,
             ..
-        }) => turns.pop().map(|message| message.content),
+        }) => {
+            let reply = turns.pop();
+            if let Some(reply) = &reply {
+                check_reply(reply).map_err(|what| Error::field("messages", what))?;
+            }
+            reply.map(|reply| reply.content)
+        }
         _ => {
             return Err(Error::field(
                 "messages",

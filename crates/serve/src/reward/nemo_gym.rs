@@ -1,8 +1,8 @@
 //! A resources server of NeMo-Gym: `/verify` rewards a response, `/seed_session` and `/close_session` keep no state,
 //! `/aggregate_metrics` sums verified responses up.
 //!
-//! NeMo-Gym's own servers give an unjudged response the reward 0 and a mark beside it. Here it is an error, 503, whose
-//! `failure_reason` is the cause.
+//! NeMo-Gym's own servers give an unjudged response the reward 0 and a mark beside it. Here it is an error, 503, with
+//! the cause in `error.items`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Judged, all_rewards};
 use super::service::Service;
-use super::template::{prompt_and_reply, whole};
+use super::template::{prompt_and_reply, whole, whole_after};
 use crate::{Body, Error, Result};
 
 /// `POST /get_reward`
@@ -59,10 +59,13 @@ pub(crate) async fn answer(
 }
 
 fn exchange(query: &str, prompt: Option<&String>) -> std::result::Result<Exchange, String> {
-    match prompt.and_then(|prompt| Some((prompt, query.strip_prefix(prompt.as_str())?))) {
-        Some((prompt, reply)) => prompt_and_reply(prompt, reply),
+    let Some(prompt) = prompt else {
+        return whole(query);
+    };
+    match query.strip_prefix(prompt.as_str()) {
+        Some(reply) => prompt_and_reply(prompt, reply),
         // Decoding need not give the prompt back to the letter.
-        None => whole(query),
+        None => whole_after(prompt, query),
     }
 }
 

@@ -108,10 +108,17 @@ pub(crate) async fn score(
     }
     let names = &service.settings().names;
     let model = request.model.unwrap_or_else(|| names.reward.clone());
-    let exchanges = match (request.input.or(request.text), request.messages) {
-        (Some(texts), None) => texts_of(texts).iter().map(|text| whole(text)).collect(),
-        (None, Some(values)) => vec![messages(&values).and_then(exchange_of)],
-        _ => return Err(Error::field("input", "expected either `input` or `messages`")),
+    let exchanges = match (request.input, request.text, request.messages) {
+        (Some(texts), None, None) | (None, Some(texts), None) => {
+            texts_of(texts).iter().map(|text| whole(text)).collect()
+        }
+        (None, None, Some(values)) => vec![messages(&values).and_then(exchange_of)],
+        _ => {
+            return Err(Error::field(
+                "input",
+                "expected exactly one of `input`, `text` and `messages`",
+            ));
+        }
     };
     let scores = scores(service, protocol, &model, exchanges).await?;
     Ok((model, all_scored(scores)?))
