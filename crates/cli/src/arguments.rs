@@ -419,12 +419,15 @@ pub(crate) struct Serve {
     /// Folders, .gguf files, built-in names, or org/name; requests choose by name, the first is the default
     #[arg(value_name = "MODEL")]
     pub(crate) models: Vec<String>,
-    /// Judge prompts and replies: `built-in`, or the URL of an OpenAI-compatible server of Qwen3Guard-Gen
+    /// Judge prompts and replies: `built-in`, the URL of an OpenAI-compatible server, or weights: a folder, or org/name
     #[arg(long, value_name = "GUARD")]
     pub(crate) guard: Option<String>,
     /// The guard's name at that server
     #[arg(long, value_name = "NAME", default_value = "Qwen/Qwen3Guard-Gen-4B")]
     pub(crate) guard_model: String,
+    /// What that server serves
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = GuardKind::Qwen3guard)]
+    pub(crate) guard_kind: GuardKind,
     /// What happens to what is not safe
     #[arg(long, value_enum, default_value_t = GuardAction::Annotate)]
     pub(crate) guard_action: GuardAction,

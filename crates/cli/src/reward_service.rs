@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use judge::endpoint::is_address;
 use serve::Metrics;
 use serve::reward::{Names, Service, Settings};
 use train::judges;
@@ -27,7 +28,7 @@ pub(crate) fn start(recipe: &Path, overrides: &[String], metrics: Arc<Metrics>) 
     let recipe = Recipe::load(recipe, overrides)?;
     let remote = [&recipe.judge.guard, &recipe.judge.helpfulness]
         .iter()
-        .all(|name| name.starts_with("http"));
+        .all(|name| is_address(name));
     let count = if remote { REMOTE_PANELS } else { 1 };
     let panels = (0..count).map(|_| judges::open(&recipe.judge));
     let panels = panels.collect::<train::Result<Vec<_>>>()?;

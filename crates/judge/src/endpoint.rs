@@ -85,6 +85,11 @@ impl Endpoint {
     }
 }
 
+/// Whether a judge's name is the address of a server.
+pub fn is_address(name: &str) -> bool {
+    name.starts_with("http://") || name.starts_with("https://")
+}
+
 /// A connection to an [`Endpoint`].
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -135,7 +140,7 @@ impl Client {
             url: endpoint.url.clone(),
             what,
         };
-        if !endpoint.url.starts_with("http://") && !endpoint.url.starts_with("https://") {
+        if !is_address(&endpoint.url) {
             return Err(wrong(
                 "expected an address that starts with http:// or https://".into(),
             ));
@@ -265,6 +270,13 @@ impl Client {
     }
 }
 
+/// The text of a chat completion.
+pub(crate) fn chat_text(answer: &Value) -> std::result::Result<&str, String> {
+    let content = answer.pointer("/choices/0/message/content");
+    let text = content.and_then(Value::as_str);
+    text.ok_or_else(|| "expected text at choices[0].message.content, found none".into())
+}
+
 /// The beginning of a text, on one line, for an error.
 pub(crate) fn excerpt(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -295,6 +307,12 @@ pub(crate) mod tests {
         Die,
         /// Says nothing for a while.
         Hang,
+    }
+
+    /// A chat completion of this text.
+    pub(crate) fn chat(text: &str) -> Answer {
+        let answer = json!({"choices": [{"message": {"content": text}}]});
+        Answer::Body(200, answer.to_string())
     }
 
     /// A server on a free port that answers by the request's number, from 0, and its JSON body; returns its address.

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
+use judge::endpoint::is_address;
 use judge::{
-    Endpoint, Heads, LanguageModelGuard, LanguageModelHelpfulness, LocalReward, Panel, ReadAt, RemoteGuard,
+    Endpoint, Heads, LanguageModelGuard, LanguageModelHelpfulness, LocalReward, Panel, RemoteGuard,
     RemoteHelpfulness, RemoteWildGuard,
 };
 use model::decoder::Decoder;
@@ -21,9 +22,9 @@ use crate::toy::{self, Toy};
 /// The judges that are part of the program.
 const BUILT_IN: &str = "built-in";
 /// The model that the built-in judges' heads sit on.
-const BASE: &str = "smollm2-135m";
-/// Tokens that a guard's engine in this process has room for at once.
-const ROOM: usize = 32_768;
+pub const BASE: &str = "smollm2-135m";
+/// Tokens of conversations that a guard in this process has room for at once.
+pub const ROOM: usize = 32_768;
 
 /// Loads the guard and the helpfulness score of a recipe, fetching their base model where it is not at hand.
 ///
@@ -58,7 +59,8 @@ pub fn open(recipe: &Judges) -> Result<Panel> {
         BUILT_IN => {}
         "toy" => panel.helpfulness = Box::new(Toy),
         name if is_local(name) => {
-            let reward = LocalReward::load(&find(name)?, DType::F32, &Device::Cpu, ReadAt::default())?;
+            let reward =
+                LocalReward::load(&find(name)?, DType::F32, &Device::Cpu, recipe.helpfulness_read_at)?;
             panel.helpfulness = Box::new(reward);
         }
         url => {
@@ -90,10 +92,6 @@ fn is_local(name: &str) -> bool {
     !is_address(name) && (Path::new(name).exists() || name.contains('/'))
 }
 
-fn is_address(name: &str) -> bool {
-    name.starts_with("http://") || name.starts_with("https://")
-}
-
 fn find(name: &str) -> Result<Source> {
     Ok(resolve(name, &mut |progress| {
         tracing::debug!("{name}: {progress:?}");
@@ -123,7 +121,7 @@ fn endpoint(recipe: &Judges, key: &str, url: &str, model: &str, key_env: &str) -
 /// A file of heads that cannot be read.
 pub fn fingerprint(recipe: &Judges) -> Result<BTreeMap<&'static str, String>> {
     let named = |name: &str, model: &str| {
-        if name.starts_with("http") {
+        if is_address(name) {
             format!("{model} at {name}")
         } else {
             name.to_owned()
@@ -187,6 +185,13 @@ mod tests {
             error.contains("judge.helpfulness") && error.contains("`builtin`"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn where_a_reward_model_is_read_is_a_key_of_the_recipe() {
+        let text = "[judge]\nhelpfulness_read_at = \"end-of-turn\"";
+        let recipe = crate::recipe::Recipe::parse(text, "test", &[]).unwrap();
+        assert_eq!(recipe.judge.helpfulness_read_at, judge::ReadAt::EndOfTurn);
     }
 
     #[test]

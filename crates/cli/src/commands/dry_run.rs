@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use model::config::Config;
 use model::{built_in, source};
+use train::judges::BASE;
 use train::recipe::Recipe;
 
-use crate::commands::heads::BUILT_IN_BASE;
 use crate::error::Result;
 use crate::estimate::{Size, duration, gibibytes, machine_speed, memory, operations_a_step};
 use crate::output::print_line;
@@ -109,9 +109,9 @@ fn hub_snapshots(name: &str) -> Option<PathBuf> {
 /// Why the judges that are part of the program cannot serve.
 fn built_in_missing() -> Option<String> {
     let base = || {
-        config_at_hand(BUILT_IN_BASE)
+        config_at_hand(BASE)
             .err()
-            .map(|what| format!("its base model {BUILT_IN_BASE}: {what}"))
+            .map(|what| format!("its base model {BASE}: {what}"))
     };
     judge::Heads::built_in()
         .err()

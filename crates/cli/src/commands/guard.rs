@@ -4,6 +4,7 @@ use std::io::Read;
 
 use candle_core::{DType, Device};
 use judge::data::Split;
+use judge::endpoint::is_address;
 use judge::guard::qwen3guard_stream::TokenRisk;
 use judge::probe::{Recipe, evaluate_guard, train_guard};
 use judge::{
@@ -11,45 +12,28 @@ use judge::{
     score_rows,
 };
 use model::chat::Message;
+use train::judges::ROOM;
 
 use crate::arguments::{GuardChoice, GuardEval, GuardKind, GuardScore, GuardStream, HeadsTrain};
-use crate::commands::heads::{self, Base, Watch};
+use crate::commands::heads;
 use crate::error::{Error, Result};
 use crate::local::resolve;
 use crate::output::{print_json, print_line};
 use crate::progress::{say, spinner};
 
-/// Tokens of conversations that a guard of this process has room for at once.
-const ROOM: usize = 32_768;
-
 /// Trains the built-in guard's heads and prints their figures on test prompts.
 pub(crate) fn train(arguments: &HeadsTrain) -> Result<()> {
-    let recipe = Recipe::load(&arguments.recipe)?;
-    let base = Base::load(&recipe.base, recipe.layout.clone(), true)?;
-    let mut heads = heads::to_train(&arguments.output, &base)?;
-    let mut watch = Watch::default();
-    let trained = train_guard(&recipe, &arguments.data, &base.features, &mut heads, &mut |p| {
-        watch.update(p);
-    })?;
-    heads.save(&arguments.output)?;
-    say(&format!("saved {}", arguments.output.display()));
-    if arguments.json {
-        return print_json(&trained);
-    }
-    print_line(&format!(
-        "{} rows trained, {} validated, {} tested; on test prompts:\n{}",
-        trained.train_rows, trained.validation_rows, trained.test_rows, trained.test
-    ))
+    heads::train(arguments, train_guard)
 }
 
 /// The guard that the arguments choose.
-fn open(choice: &GuardChoice) -> Result<Box<dyn Guard>> {
+pub(crate) fn open(choice: &GuardChoice) -> Result<Box<dyn Guard>> {
     let name = choice.guard.as_str();
     if name == "built-in" {
         let (heads, base) = heads::open(&choice.heads)?;
         return Ok(Box::new(BuiltInGuard::new(base.features, heads)?));
     }
-    if !name.starts_with("http://") && !name.starts_with("https://") {
+    if !is_address(name) {
         let source = resolve(name)?;
         let wait = spinner(&format!("loading {name}"));
         let guard = judge::guard::local::load(&source, DType::F32, &Device::Cpu, ROOM)?;

@@ -1,5 +1,6 @@
 //! What the guard's and the helpfulness score's commands share: the base model beneath the heads, and files of rows.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,16 +10,16 @@ use candle_core::DType;
 use indicatif::ProgressBar;
 use judge::Heads;
 use judge::features::{Features, Layout, SharedFeatures, fingerprint};
-use judge::probe::Progress;
+use judge::probe::{Progress, Recipe, Trained};
 use model::source::cache_folder;
+use serde::Serialize;
+use train::judges::BASE;
 
-use crate::arguments::HeadsFile;
+use crate::arguments::{HeadsFile, HeadsTrain};
 use crate::error::{Error, Result};
 use crate::local::{Local, resolve};
+use crate::output::{print_json, print_line};
 use crate::progress::{bar, say};
-
-/// The base model of the heads that are part of the program.
-pub(crate) const BUILT_IN_BASE: &str = "smollm2-135m";
 
 /// The frozen model whose states the heads read.
 pub(crate) struct Base {
@@ -50,7 +51,7 @@ pub(crate) fn open(file: &HeadsFile) -> Result<(Arc<Heads>, Base)> {
         Some(path) => Heads::load(path)?,
         None => Heads::built_in()?,
     };
-    let base = Base::load(BUILT_IN_BASE, heads.card.layout.clone(), false)?;
+    let base = Base::load(BASE, heads.card.layout.clone(), false)?;
     {
         let features = base
             .features
@@ -61,8 +62,37 @@ pub(crate) fn open(file: &HeadsFile) -> Result<(Arc<Heads>, Base)> {
     Ok((Arc::new(heads), base))
 }
 
+/// Trains heads by the recipe with `fit`, saves them, and prints their figures on test prompts.
+pub(crate) fn train<R: Display + Serialize>(
+    arguments: &HeadsTrain,
+    fit: impl FnOnce(
+        &Recipe,
+        &Path,
+        &SharedFeatures,
+        &mut Heads,
+        &mut dyn FnMut(Progress),
+    ) -> judge::Result<Trained<R>>,
+) -> Result<()> {
+    let recipe = Recipe::load(&arguments.recipe)?;
+    let base = Base::load(&recipe.base, recipe.layout.clone(), true)?;
+    let mut heads = to_train(&arguments.output, &base)?;
+    let mut watch = Watch::default();
+    let trained = fit(&recipe, &arguments.data, &base.features, &mut heads, &mut |p| {
+        watch.update(p);
+    })?;
+    heads.save(&arguments.output)?;
+    say(&format!("saved {}", arguments.output.display()));
+    if arguments.json {
+        return print_json(&trained);
+    }
+    print_line(&format!(
+        "{} rows trained, {} validated, {} tested; on test prompts:\n{}",
+        trained.train_rows, trained.validation_rows, trained.test_rows, trained.test
+    ))
+}
+
 /// The heads in a file that training writes to, or none yet; the half that is not trained stays as it is.
-pub(crate) fn to_train(path: &Path, base: &Base) -> Result<Heads> {
+fn to_train(path: &Path, base: &Base) -> Result<Heads> {
     if path.exists() {
         return Ok(Heads::load(path)?);
     }
@@ -86,13 +116,13 @@ pub(crate) fn rows(path: Option<&PathBuf>) -> Result<(Box<dyn BufRead>, PathBuf)
 
 /// Shows how training goes: a bar over the base model's pass, then a line for every fifth epoch.
 #[derive(Default)]
-pub(crate) struct Watch {
+struct Watch {
     bar: Option<ProgressBar>,
 }
 
 impl Watch {
     /// Shows a report of the trainer.
-    pub(crate) fn update(&mut self, progress: Progress) {
+    fn update(&mut self, progress: Progress) {
         match progress {
             Progress::Loaded { conversations } => say(&format!("{conversations} conversations")),
             Progress::Features { done, total } => {

@@ -4,14 +4,15 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use judge::{BuiltInGuard, Controversial, Endpoint, Guard, RemoteGuard};
+use judge::Controversial;
+use judge::endpoint::is_address;
 use model::config::Config;
 use model::engine::Engine;
 use model::kv_pool::BLOCK_SLOTS;
 use serve::{Action, Door, Grammars, Guardrail, Limits, Metrics, Model, Parser, Router, Scheduler, Service};
 
-use crate::arguments::{GuardAction, HeadsFile, ReasoningParser, Serve};
-use crate::commands::heads;
+use crate::arguments::{GuardAction, GuardChoice, HeadsFile, ReasoningParser, Serve};
+use crate::commands::guard;
 use crate::error::Result;
 use crate::local::Local;
 use crate::progress::say;
@@ -113,15 +114,16 @@ fn guardrail(arguments: &Serve) -> Result<Option<Guardrail>> {
     let Some(name) = &arguments.guard else {
         return Ok(None);
     };
-    let (guard, label): (Box<dyn Guard>, _) = if name == "built-in" {
-        let (heads, base) = heads::open(&HeadsFile { heads: None })?;
-        (Box::new(BuiltInGuard::new(base.features, heads)?), "built-in")
+    let guard = guard::open(&GuardChoice {
+        guard: name.clone(),
+        guard_model: arguments.guard_model.clone(),
+        guard_kind: arguments.guard_kind,
+        heads: HeadsFile { heads: None },
+    })?;
+    let label = if is_address(name) {
+        arguments.guard_model.clone()
     } else {
-        let endpoint = Endpoint::new(name.as_str(), &arguments.guard_model);
-        (
-            Box::new(RemoteGuard::new(endpoint)?),
-            arguments.guard_model.as_str(),
-        )
+        served_name(name)
     };
     let action = match arguments.guard_action {
         GuardAction::Annotate => Action::Annotate,
@@ -132,5 +134,5 @@ fn guardrail(arguments: &Serve) -> Result<Option<Guardrail>> {
     } else {
         Controversial::Unsafe
     };
-    Ok(Some(Guardrail::new(guard, label, action, controversial)))
+    Ok(Some(Guardrail::new(guard, &label, action, controversial)))
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::Result;
-use crate::endpoint::{Client, Endpoint};
+use crate::endpoint::{Client, Endpoint, chat_text};
 use crate::guard::qwen3guard::{parse, turns};
 use crate::judge::{Conversation, Guard};
 use crate::verdict::{Category, Moderation, Scored};
@@ -127,10 +127,7 @@ pub(crate) fn ask_twice<T: Send>(
         Ok(json!({ "model": client.model(), "messages": messages, "temperature": 0, "max_tokens": tokens }))
     };
     let text_of = |answer: &Value| {
-        let content = answer
-            .pointer("/choices/0/message/content")
-            .and_then(Value::as_str);
-        let content = content.ok_or("expected text at choices[0].message.content, found none")?;
+        let content = chat_text(answer)?;
         // What a server without a reasoning parser leaves before the answer.
         Ok::<_, String>(content.rsplit("</think>").next().unwrap_or_default().to_owned())
     };
@@ -170,15 +167,8 @@ mod tests {
     use model::chat::Message;
 
     use super::*;
-    use crate::endpoint::tests::{Answer, impatient, stand_in};
+    use crate::endpoint::tests::{chat, impatient, stand_in};
     use crate::verdict::Safety;
-
-    fn chat(text: &str) -> Answer {
-        Answer::Body(
-            200,
-            json!({"choices": [{"message": {"content": text}}]}).to_string(),
-        )
-    }
 
     #[test]
     fn reasoning_is_allowed_and_a_faulty_answer_is_asked_for_once_more() {

@@ -1,9 +1,9 @@
 //! Qwen3Guard-Gen behind any OpenAI-compatible server (vLLM, SGLang).
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::Result;
-use crate::endpoint::{Client, Endpoint};
+use crate::endpoint::{Client, Endpoint, chat_text};
 use crate::guard::qwen3guard::{VERDICT_TOKENS, parse, turns};
 use crate::judge::{Conversation, Guard};
 use crate::verdict::{Moderation, Scored};
@@ -35,19 +35,9 @@ impl Guard for RemoteGuard {
         };
         let bodies: Vec<_> = conversations.iter().map(body).collect();
         self.0.post_each(&bodies, |index, answer| {
-            read(answer, conversations[index].reply.is_some())
+            parse(chat_text(answer)?, conversations[index].reply.is_some())
         })
     }
-}
-
-fn read(answer: &Value, reply: bool) -> std::result::Result<Moderation, String> {
-    let content = answer
-        .pointer("/choices/0/message/content")
-        .and_then(Value::as_str);
-    parse(
-        content.ok_or("expected text at choices[0].message.content, found none")?,
-        reply,
-    )
 }
 
 #[cfg(test)]
@@ -55,15 +45,8 @@ mod tests {
     use model::chat::Message;
 
     use super::*;
-    use crate::endpoint::tests::{Answer, impatient, stand_in};
+    use crate::endpoint::tests::{Answer, chat, impatient, stand_in};
     use crate::verdict::Safety;
-
-    fn chat(text: &str) -> Answer {
-        Answer::Body(
-            200,
-            json!({"choices": [{"message": {"content": text}}]}).to_string(),
-        )
-    }
 
     fn conversation(prompt: &str, reply: Option<&str>) -> Conversation {
         Conversation {

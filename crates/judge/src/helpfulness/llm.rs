@@ -73,17 +73,15 @@ fn read(text: &str) -> std::result::Result<f32, String> {
 #[cfg(test)]
 mod tests {
     use model::chat::Message;
-    use serde_json::json;
 
     use super::*;
-    use crate::endpoint::tests::{Answer, impatient, stand_in};
+    use crate::endpoint::tests::{chat, impatient, stand_in};
 
     #[test]
     fn a_conversation_without_a_reply_is_not_asked_about() {
         let url = stand_in(|number, body| {
             assert_eq!(number, 0, "{body}");
-            let answer = json!({"choices": [{"message": {"content": "Score: 6"}}]});
-            Answer::Body(200, answer.to_string())
+            chat("Score: 6")
         });
         let mut helpfulness = LanguageModelHelpfulness::new(impatient(url)).unwrap();
         let of = |reply: Option<&str>| Conversation {

@@ -13,13 +13,15 @@ use model::heads::RewardModel;
 use model::source::Source;
 use model::template::RenderOptions;
 use model::tokenizer::Tokenizer;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::judge::{Conversation, Helpfulness};
 use crate::verdict::Scored;
 
 /// The token at which a reward model's score is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ReadAt {
     /// The last token of the rendered text, which in ChatML is the line break behind `<|im_end|>`: what the reference
     /// code of these models reads, as it takes the last token that is not padding.

@@ -11,6 +11,14 @@ use crate::Error;
 /// A verdict, or why an item never got one.
 pub(crate) type Answer = Result<Verdict, String>;
 
+/// What an answer is worth.
+pub(crate) fn reward_of(settings: &Settings, answer: &Answer) -> Scored<Reward> {
+    match answer {
+        Ok(verdict) => judge::reward(settings.kind, settings.controversial, verdict),
+        Err(cause) => Scored::Unscorable(cause.clone()),
+    }
+}
+
 /// An item's verdict and what follows from it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Judged {
@@ -21,17 +29,11 @@ pub(crate) struct Judged {
 }
 
 impl Judged {
-    /// What an answer is worth.
+    /// An answer with what it is worth.
     pub(crate) fn new(settings: &Settings, answer: Answer) -> Self {
-        match answer {
-            Ok(verdict) => Self {
-                reward: judge::reward(settings.kind, settings.controversial, &verdict),
-                verdict: Some(verdict),
-            },
-            Err(cause) => Self {
-                verdict: None,
-                reward: Scored::Unscorable(cause),
-            },
+        Self {
+            reward: reward_of(settings, &answer),
+            verdict: answer.ok(),
         }
     }
 

@@ -111,7 +111,7 @@ struct Request {
 ///
 /// # Errors
 /// A request that the guard cannot answer; a verdict that could not be had, 503.
-pub async fn moderate_chat(service: &Service, body: &Value) -> Result<Value> {
+async fn moderate_chat(service: &Service, body: &Value) -> Result<Value> {
     let request: Request = crate::body::read(body.to_string().as_bytes())?;
     for (field, refused) in [
         ("stream", request.stream == Some(true)),

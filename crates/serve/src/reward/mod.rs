@@ -38,10 +38,11 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::post;
 
-pub use guard_chat::{chat_router, moderate_chat, with_guard};
+pub use guard_chat::{chat_router, with_guard};
 pub use service::{Names, Service, Settings};
 
-/// The routes of every protocol; the chat completions of the guard's name are [`moderate_chat`]'s.
+/// The routes of every protocol; the chat completions of the guard's name are [`chat_router`]'s and
+/// [`with_guard`]'s.
 pub fn router(service: Arc<Service>) -> Router {
     Router::new()
         .route("/v1/reward", post(v1_reward::answer))

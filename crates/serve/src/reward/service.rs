@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use judge::{Branch, Controversial, Conversation, Exchange, Moderation, Panel, RewardKind, Scored, Verdict};
+use judge::{
+    Branch, Controversial, Conversation, Exchange, Moderation, Panel, Reward, RewardKind, Scored, Verdict,
+};
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::answer::{Answer, Judged};
+use super::answer::{Answer, Judged, reward_of};
 use super::audit::{Audit, Line, hex, now, sha256};
 use super::cache::{Cache, Key};
 use super::queue::Queue;
@@ -292,8 +294,8 @@ impl Service {
     ) {
         let mut lines = Vec::new();
         for (question, answer, cached) in answers {
-            let judged = (aspect == Aspect::Reward).then(|| Judged::new(&self.settings, answer.clone()));
-            let outcome = outcome(aspect, answer, judged.as_ref());
+            let reward = (aspect == Aspect::Reward).then(|| reward_of(&self.settings, answer));
+            let outcome = outcome(aspect, answer, reward.as_ref());
             let labels = [("protocol", protocol), ("outcome", outcome)];
             self.shared
                 .metrics
@@ -320,7 +322,7 @@ impl Service {
                     }
                     Ok(verdict) => json!(verdict),
                 },
-                reward: judged.map(|judged| json!(judged.reward)),
+                reward: reward.map(|reward| json!(reward)),
                 cached: *cached,
             });
         }
@@ -373,9 +375,9 @@ fn key(aspect: Aspect, question: &Exchange, prompt_only: bool) -> Key {
 }
 
 /// For the metrics: the branch of a reward, or whether a part was scored.
-fn outcome(aspect: Aspect, answer: &Answer, judged: Option<&Judged>) -> &'static str {
-    match judged {
-        Some(judged) => match judged.reward.scored().map(|reward| reward.branch) {
+fn outcome(aspect: Aspect, answer: &Answer, reward: Option<&Scored<Reward>>) -> &'static str {
+    match reward {
+        Some(reward) => match reward.scored().map(|reward| reward.branch) {
             Some(Branch::Safe) => "safe",
             Some(Branch::Refusal) => "refusal",
             Some(Branch::Unsafe) => "unsafe",

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use judge::endpoint::is_address;
+
 use super::{Push, Recipe};
 use crate::error::{Error, Result};
 use crate::gspo::Loss;
@@ -110,7 +112,7 @@ impl Recipe {
             require(key, wanted, seconds, above_zero(seconds) && seconds <= 86400.0)?;
         }
         let rollout = &self.rollout;
-        let address = rollout.url.starts_with("http://") || rollout.url.starts_with("https://");
+        let address = is_address(&rollout.url);
         let found = format!("`{}`", rollout.url);
         require(
             "rollout.url",

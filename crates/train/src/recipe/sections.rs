@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use judge::{Controversial, RewardKind};
+use judge::{Controversial, ReadAt, RewardKind};
 use model::generate::Sampling;
 use serde::{Deserialize, Serialize};
 
@@ -203,6 +203,8 @@ pub struct Judges {
     pub helpfulness: String,
     /// What the server of the helpfulness's URL serves.
     pub helpfulness_kind: HelpfulnessKind,
+    /// The token at which a reward model in this process is read: `last` of the rendered text, or `end-of-turn`.
+    pub helpfulness_read_at: ReadAt,
     /// The reward model's name at that server.
     pub helpfulness_model: String,
     /// The environment variable that holds the server's key; empty where it wants none.
@@ -228,6 +230,7 @@ impl Default for Judges {
             guard_key_env: String::new(),
             helpfulness: "built-in".into(),
             helpfulness_kind: HelpfulnessKind::RewardModel,
+            helpfulness_read_at: ReadAt::Last,
             helpfulness_model: "Qwen/WorldPM-72B-HelpSteer2".into(),
             helpfulness_key_env: String::new(),
             heads: String::new(),
