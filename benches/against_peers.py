@@ -33,6 +33,8 @@ def main():
     parser.add_argument("--saferl", default="target/release/saferl", help="this program")
     parser.add_argument("--llama", help="the folder with llama-bench and llama-batched-bench")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
+                        help="cpu: processor time of all threads, for a machine that others use too; not for llama.cpp")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", default="prefill,decode,train,step", help="what to measure, with commas")
     parser.add_argument("--peer", choices=["transformers", "trl"], help=argparse.SUPPRESS)
@@ -68,7 +70,7 @@ def runners(arguments):
         yield f"transformers {dtype}", lambda d=dtype: peer(arguments, "transformers", d, works)
         if "step" in works:
             yield f"TRL {dtype}", lambda d=dtype: peer(arguments, "trl", d, works)
-    if arguments.llama:
+    if arguments.llama and arguments.clock == "wall":
         for gguf in arguments.gguf:
             yield f"llama.cpp {kind(gguf)}", lambda g=gguf: llama(arguments, g, works)
 
@@ -83,10 +85,12 @@ def saferl(arguments, model, dtype, works):
         command += ["--threads", str(arguments.threads), "--repeats", "1" if work in ("train", "step") else "3"]
         for line in output(command).splitlines():
             found = json.loads(line)
+            seconds = found["cpu_s" if arguments.clock == "cpu" else "median_s"]
             if work == "step":
-                yield "GSPO step, steps/s", 1 / found["median_s"], found["peak_mb"]
+                yield "GSPO step, steps/s", 1 / seconds, found["peak_mb"]
             else:
-                yield label(work, found["size"]), found["tokens_per_s"], found["peak_mb"] if work == "train" else None
+                figure = found["tokens_per_s"] * found["median_s"] / seconds
+                yield label(work, found["size"]), figure, found["peak_mb"] if work == "train" else None
 
 
 def label(work, size):
@@ -95,7 +99,7 @@ def label(work, size):
 
 def peer(arguments, name, dtype, works):
     command = [sys.executable, __file__, "--peer", name, "--model", arguments.model, "--dtype", dtype]
-    command += ["--threads", str(arguments.threads), "--work", ",".join(works)]
+    command += ["--threads", str(arguments.threads), "--work", ",".join(works), "--clock", arguments.clock]
     for line in output(command).splitlines():
         if line.startswith("{"):
             found = json.loads(line)
@@ -131,9 +135,18 @@ def peak_mebibytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def now(arguments):
+    return time.process_time() if arguments.clock == "cpu" else time.time()
+
+
 def transformers_speed(arguments):
     import torch
     from transformers import AutoModelForCausalLM
+
+    def timed(body):
+        start = now(arguments)
+        body()
+        return now(arguments) - start
 
     torch.set_num_threads(arguments.threads)
     works = arguments.work.split(",")
@@ -145,10 +158,8 @@ def transformers_speed(arguments):
 
             def generate(count):
                 options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": True, "pad_token_id": 2}
-                start = time.time()
                 with torch.no_grad():
-                    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-                return time.time() - start
+                    return timed(lambda: model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options))
 
             generate(2)
             # As ours: reading the prompt and drawing the first token are not counted.
@@ -173,12 +184,6 @@ def transformers_speed(arguments):
         tell(label("train", ""), 8 * 256 / times[-1], peak_mebibytes())
 
 
-def timed(body):
-    start = time.time()
-    body()
-    return time.time() - start
-
-
 def trl_step(arguments):
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
@@ -197,16 +202,12 @@ def trl_step(arguments):
     class Clock(TrainerCallback):
         times = []
 
-        def on_step_begin(self, *_, **__):
-            pass
-
         def on_train_begin(self, *_, **__):
-            self.last = time.time()
+            self.last = now(arguments)
 
         def on_step_end(self, *_, **__):
-            now = time.time()
-            self.times.append(now - self.last)
-            self.last = now
+            self.times.append(now(arguments) - self.last)
+            self.last = now(arguments)
 
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
@@ -260,7 +261,7 @@ def machine(arguments):
     load = os.getloadavg()
     return (
         f"{name.group(1) if name else platform.processor()} ({', '.join(flags)}), {os.cpu_count()} cores, {arguments.threads} "
-        f"threads, load at the end {load[0]:.1f}; commit {commit}; {', '.join(versions)}; median of {arguments.rounds} rounds."
+        f"threads, {arguments.clock} time, load at the end {load[0]:.1f}; commit {commit}; {', '.join(versions)}; median of {arguments.rounds} rounds."
     )
 
 

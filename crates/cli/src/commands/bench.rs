@@ -1,7 +1,8 @@
 //! `saferl bench`: how fast the work of this program is here, beside what the machine gives.
 //!
 //! A figure is the median of some repetitions after one that is not counted. The machine's own ceiling, a square f32
-//! product and a copy, is measured in the same process. Left out: other devices than the CPU.
+//! product and a copy, is measured in the same process. `cpu_s` is the time that the threads really had, which says more
+//! than the clock where other programs compute beside this one. Left out: other devices than the CPU.
 
 use std::path::PathBuf;
 use std::process::{Command, exit};
@@ -57,6 +58,8 @@ struct Figures {
     size: String,
     repeats: usize,
     median_s: f64,
+    /// Processor time of all threads, the median; `None` where the system does not tell.
+    cpu_s: Option<f64>,
     /// Slowest less fastest, as a share of the median.
     spread: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,7 +86,7 @@ pub(crate) fn run(arguments: &Bench) -> Result<()> {
         kernels::product_ceiling().map_err(model::Error::from)?,
         kernels::copy_ceiling(),
     );
-    let mut show = |task: Task, times: Vec<f64>| show(arguments, ceiling, &task, times);
+    let mut show = |task: Task, times: Vec<Seconds>| show(arguments, ceiling, &task, &times);
     match arguments.work {
         Work::Matmul => matmul(arguments, &mut show),
         Work::Prefill => prefill(arguments, &mut show),
@@ -109,10 +112,22 @@ fn start_again_with(threads: usize) -> Result<()> {
     exit(status.code().unwrap_or(2))
 }
 
-type Show<'a> = &'a mut dyn FnMut(Task, Vec<f64>) -> Result<()>;
+/// How long a repetition took.
+#[derive(Clone, Copy)]
+struct Seconds {
+    clock: f64,
+    processor: Option<f64>,
+}
 
-fn show(arguments: &Bench, ceiling: (f64, f64), task: &Task, mut times: Vec<f64>) -> Result<()> {
-    times.sort_by(f64::total_cmp);
+type Show<'a> = &'a mut dyn FnMut(Task, Vec<Seconds>) -> Result<()>;
+
+fn show(arguments: &Bench, ceiling: (f64, f64), task: &Task, seconds: &[Seconds]) -> Result<()> {
+    let sorted = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times
+    };
+    let times = sorted(seconds.iter().map(|seconds| seconds.clock).collect());
+    let processor = sorted(seconds.iter().filter_map(|seconds| seconds.processor).collect());
     let median_s = times[times.len() / 2];
     let rate = |amount: f64| (amount > 0.0).then(|| amount / median_s);
     let gflop_per_s = task.operations / median_s / 1e9;
@@ -125,6 +140,7 @@ fn show(arguments: &Bench, ceiling: (f64, f64), task: &Task, mut times: Vec<f64>
         size: task.size.clone(),
         repeats: times.len(),
         median_s,
+        cpu_s: processor.get(processor.len() / 2).copied(),
         spread: (times[times.len() - 1] - times[0]) / median_s,
         tokens_per_s: rate(task.tokens),
         gflop_per_s,
@@ -160,17 +176,29 @@ fn peak_mebibytes() -> Option<f64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
 }
 
+/// Processor time that this process's threads have had, in seconds.
+fn processor_seconds() -> Option<f64> {
+    let mut nanoseconds = 0.0;
+    for thread in std::fs::read_dir("/proc/self/task").ok()? {
+        let statistics = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        nanoseconds += statistics.split(' ').next()?.parse::<f64>().ok()?;
+    }
+    Some(nanoseconds / 1e9)
+}
+
 /// Seconds of each of some repetitions, after one that is not counted.
-fn time(repeats: usize, mut body: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
+fn time(repeats: usize, mut body: impl FnMut() -> Result<Seconds>) -> Result<Vec<Seconds>> {
     body()?;
     (0..repeats.max(1)).map(|_| body()).collect()
 }
 
 /// Seconds that `body` takes.
-fn clock<T>(body: impl FnOnce() -> Result<T>) -> Result<f64> {
-    let start = Instant::now();
+fn clock<T>(body: impl FnOnce() -> Result<T>) -> Result<Seconds> {
+    let (start, before) = (Instant::now(), processor_seconds());
     body()?;
-    Ok(start.elapsed().as_secs_f64())
+    let clock = start.elapsed().as_secs_f64();
+    let processor = before.and_then(|before| Some(processor_seconds()? - before));
+    Ok(Seconds { clock, processor })
 }
 
 fn sizes(arguments: &Bench, default: &[usize]) -> Vec<usize> {
@@ -222,7 +250,10 @@ fn matmul(arguments: &Bench, show: Show<'_>) -> Result<()> {
                 (0..count)
                     .try_for_each(|_| kernels::product_packed(&x_t_k, &packed).map(drop).map_err(failed))
             })?;
-            Ok(seconds / count as f64)
+            Ok(Seconds {
+                clock: seconds.clock / count as f64,
+                processor: seconds.processor.map(|processor| processor / count as f64),
+            })
         })?;
         let task = Task {
             size: format!("{rows}x{inputs}x{outputs}"),
@@ -365,9 +396,11 @@ fn step(arguments: &Bench, show: Show<'_>) -> Result<()> {
     let mut trainer = Trainer::new(&recipe, &source, &Device::Cpu, false, &mut tell)?;
     let mut tokens = 0;
     let timed = time(arguments.repeats, || {
-        let (metrics, _) = trainer.take_step(&mut judge)?;
-        tokens += metrics.tokens;
-        Ok(metrics.step_s)
+        clock(|| {
+            let (metrics, _) = trainer.take_step(&mut judge)?;
+            tokens += metrics.tokens;
+            Ok(())
+        })
     });
     // Written for nobody, and in the way of nobody if it stays.
     std::fs::remove_dir_all(&folder).ok();
