@@ -17,6 +17,12 @@ fn parts() -> &'static (Arc<Tokenizer>, Decoder) {
     PARTS.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         seeded::write_tiny(folder.path(), Family::Qwen3).unwrap();
+        // Its own template knows no tools.
+        let template = format!(
+            "{{% if tools %}}{{{{ tools | tojson }}}}{{% endif %}}{}",
+            seeded::CHAT_TEMPLATE
+        );
+        std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
         let source = source::resolve(&folder.path().display().to_string(), &mut |_| {}).unwrap();
         let tokenizer = Arc::new(Tokenizer::load(&source).unwrap());
         let decoder = Decoder::load(&source, DType::F32, &Device::Cpu).unwrap();

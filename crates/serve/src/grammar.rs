@@ -8,9 +8,10 @@ use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use model::constraint::Constraint;
 use model::tokenizer::Tokenizer;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::thinking::{ToolCall, only};
 
 /// Makes grammars for one tokenizer. The tree of its tokens is built when the first is asked for.
 #[derive(Clone, Default)]
@@ -36,6 +37,33 @@ impl Grammars {
             matcher: Matcher::new(Ok(parser)),
             end,
         }))
+    }
+
+    /// What has the model call one of `tools`, each as the API describes it.
+    ///
+    /// # Errors
+    /// Parameters whose schema cannot be followed, or a tokenizer whose tokens have no bytes of their own.
+    pub fn call(&self, tools: &[&Value], tokenizer: &Tokenizer) -> Result<Box<dyn Constraint>> {
+        let call = |tool: &&Value| {
+            let parameters = tool["function"]
+                .get("parameters")
+                .filter(|schema| !schema.is_null());
+            json!({
+                "type": "object",
+                "properties": {
+                    "name": {"const": tool["function"]["name"]},
+                    "arguments": parameters.cloned().unwrap_or_else(|| json!({"type": "object"})),
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": false,
+            })
+        };
+        let calls: Vec<Value> = tools.iter().map(call).collect();
+        let grammar = self.json("tools", json!({"anyOf": calls}), tokenizer)?;
+        let end = tokenizer.end_ids().last().copied().unwrap_or_default();
+        let opening = tokenizer.encode_control("<tool_call>\n")?;
+        let closing = tokenizer.encode_control("\n</tool_call>")?;
+        Ok(Box::new(ToolCall::new(opening, grammar, closing, end)))
     }
 }
 
@@ -85,9 +113,7 @@ impl Constraint for Grammar {
         Some(mask.unwrap_or_else(|error| {
             // It gave up on its own limits. What was written so far cannot go on under the schema, so it ends.
             tracing::warn!("grammar: {error}");
-            let mut mask = vec![0; self.end as usize / 32 + 1];
-            mask[self.end as usize / 32] = 1 << (self.end % 32);
-            mask
+            only(self.end)
         }))
     }
 
@@ -108,8 +134,6 @@ impl Constraint for Grammar {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::fixtures::tiny_tokenizer;
 

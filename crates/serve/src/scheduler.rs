@@ -75,7 +75,7 @@ pub enum Update {
 
 enum Command {
     Start {
-        job: Job,
+        job: Box<Job>,
         updates: UnboundedSender<Update>,
         accepted: oneshot::Sender<Result<Ticket>>,
     },
@@ -147,7 +147,7 @@ impl Scheduler {
         let (updates, inbox) = unbounded_channel();
         let (accepted, answer) = oneshot::channel();
         let start = Command::Start {
-            job,
+            job: Box::new(job),
             updates,
             accepted,
         };

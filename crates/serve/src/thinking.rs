@@ -1,4 +1,4 @@
-//! A thinking budget, and a grammar that begins where the thinking ends.
+//! A thinking budget, a grammar that begins where the thinking ends, and a tool call that must come.
 
 use std::collections::VecDeque;
 
@@ -49,9 +49,7 @@ impl AfterThinking {
 impl Constraint for AfterThinking {
     fn mask(&mut self) -> Option<Vec<u32>> {
         if let Some(&id) = self.due.front() {
-            let mut mask = vec![0; id as usize / 32 + 1];
-            mask[id as usize / 32] = 1 << (id % 32);
-            return Some(mask);
+            return Some(only(id));
         }
         if self.thinking {
             return None;
@@ -71,6 +69,74 @@ impl Constraint for AfterThinking {
         if !forced {
             self.left = self.left.map(|left| left.saturating_sub(1));
             self.close_if_spent();
+        }
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+/// The mask of one token.
+pub(crate) fn only(id: u32) -> Vec<u32> {
+    let mut mask = vec![0; id as usize / 32 + 1];
+    mask[id as usize / 32] = 1 << (id % 32);
+    mask
+}
+
+/// A tool call and nothing else: what opens it, a grammar for the call itself, what closes it, and the end.
+#[derive(Debug, Clone)]
+pub struct ToolCall {
+    /// What must come next.
+    due: VecDeque<u32>,
+    /// What closes the call, the token that ends the turn included.
+    closing: Vec<u32>,
+    grammar: Option<Box<dyn Constraint>>,
+    end: u32,
+}
+
+impl ToolCall {
+    /// A call between the tokens `opening` and `closing`, after which `end` ends the turn. Where `grammar` lets only
+    /// `end` come, the call is whole.
+    pub fn new(opening: Vec<u32>, grammar: Box<dyn Constraint>, mut closing: Vec<u32>, end: u32) -> Self {
+        closing.push(end);
+        Self {
+            due: opening.into(),
+            closing,
+            grammar: Some(grammar),
+            end,
+        }
+    }
+}
+
+impl Constraint for ToolCall {
+    fn mask(&mut self) -> Option<Vec<u32>> {
+        if self.due.is_empty()
+            && let Some(grammar) = &mut self.grammar
+        {
+            let mask = grammar.mask()?;
+            let whole = mask.iter().enumerate().all(|(word, &bits)| {
+                let end = if word == self.end as usize / 32 {
+                    1 << (self.end % 32)
+                } else {
+                    0
+                };
+                bits & !end == 0
+            });
+            if !whole {
+                return Some(mask);
+            }
+            self.grammar = None;
+            self.due.extend(&self.closing);
+        }
+        self.due.front().copied().map(only)
+    }
+
+    fn accept(&mut self, id: u32) {
+        if self.due.pop_front().is_none()
+            && let Some(grammar) = &mut self.grammar
+        {
+            grammar.accept(id);
         }
     }
 

@@ -60,21 +60,17 @@ impl Calls {
                 self.show(start, &mut parts);
                 return parts;
             };
-            let call = read(&self.held[start + OPEN.len()..end]);
             let after = end + CLOSE.len();
-            match call {
-                Some(call) => {
-                    let rest = self.held.split_off(after);
-                    self.show(start, &mut parts);
-                    self.held = rest;
-                    (self.called, self.trimming) = (true, true);
-                    parts.push(Part::Call(call));
-                }
-                None => {
-                    let text: String = self.held.drain(..after).collect();
-                    parts.push(Part::Text(self.trimmed(&text).to_owned()));
-                    self.trimming = false;
-                }
+            if let Some(call) = read(&self.held[start + OPEN.len()..end]) {
+                let rest = self.held.split_off(after);
+                self.show(start, &mut parts);
+                self.held = rest;
+                (self.called, self.trimming) = (true, true);
+                parts.push(Part::Call(call));
+            } else {
+                let text: String = self.held.drain(..after).collect();
+                parts.push(Part::Text(self.trimmed(&text).to_owned()));
+                self.trimming = false;
             }
         }
         self.show(self.held.len() - partial(&self.held, OPEN), &mut parts);

@@ -178,7 +178,7 @@ fn read_request(stream: &TcpStream) -> Option<(String, Value)> {
             return None;
         }
         if path.is_empty() {
-            path = line.split(' ').nth(1)?.to_owned();
+            line.split(' ').nth(1)?.clone_into(&mut path);
         }
         if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
             length = value.trim().parse().ok()?;

@@ -44,6 +44,14 @@ pub enum Error {
         /// What stands there.
         found: String,
     },
+    /// The server that samples did not do as it was told.
+    #[error("{url}: {what}")]
+    Server {
+        /// The address.
+        url: String,
+        /// What happened.
+        what: String,
+    },
     /// A run folder that cannot be used as asked.
     #[error("run folder {path}: {what}")]
     Run {

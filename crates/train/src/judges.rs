@@ -96,7 +96,7 @@ fn is_address(name: &str) -> bool {
 
 fn find(name: &str) -> Result<Source> {
     Ok(resolve(name, &mut |progress| {
-        tracing::debug!("{name}: {progress:?}")
+        tracing::debug!("{name}: {progress:?}");
     })?)
 }
 

@@ -64,7 +64,7 @@ pub fn plan(
         Target::Trl => Ok(Plan {
             files: vec![
                 ("prompts.jsonl", trl_prompts(recipe, &rows, tokenizer)?),
-                ("config.yaml", trl_config(recipe, processes, folder)?),
+                ("config.yaml", trl_config(recipe, processes, folder)),
                 ("saferl_reward.py", TRL_REWARD.to_owned()),
             ],
             command: trl_command(recipe, processes),
@@ -155,7 +155,7 @@ fn trl_prompts(recipe: &Recipe, rows: &[&PromptRow], tokenizer: Option<&Tokenize
 }
 
 /// The configuration of TRL's GRPO script. YAML is a superset of JSON, so that a value is written as JSON.
-fn trl_config(recipe: &Recipe, processes: usize, folder: &Path) -> Result<String> {
+fn trl_config(recipe: &Recipe, processes: usize, folder: &Path) -> String {
     let (rollout, update, loss, optimizer) =
         (&recipe.rollout, &recipe.update, &recipe.loss, &recipe.optimizer);
     let step = rollout.prompts * recipe.modes.len() * rollout.completions;
@@ -225,10 +225,9 @@ fn trl_config(recipe: &Recipe, processes: usize, folder: &Path) -> Result<String
         keys.push(("lora_dropout", json!(0.0)));
         keys.push(("lora_target_modules", json!(lora.targets)));
     }
-    Ok(keys
-        .iter()
+    keys.iter()
         .map(|(key, value)| format!("{key}: {}\n", yaml(value)))
-        .collect())
+        .collect()
 }
 
 /// A value as YAML reads it: as JSON, but numbers without exponents, which some readers take for text.

@@ -41,6 +41,7 @@ pub mod recipe;
 pub mod report;
 pub mod rollout;
 pub mod run;
+pub mod server;
 pub mod toy;
 
 pub use error::{Error, Result};

@@ -187,6 +187,24 @@ pub struct Rollout {
     pub max_prompt_tokens: usize,
     /// Tokens that the sampler's KV pool holds; 0 makes room for a whole step.
     pub pool_tokens: usize,
+    /// The base of an OpenAI-compatible API that samples instead of this process; see [`crate::server`]. Empty for none.
+    pub url: String,
+    /// The model's name at that server; empty for `model`.
+    pub url_model: String,
+    /// The environment variable that holds the server's key; empty where it wants none.
+    pub key_env: String,
+    /// How the server gets the trained weights after a step.
+    pub push: Push,
+}
+
+/// How a server that samples gets the trained weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Push {
+    /// Not at all: it keeps sampling with those that it has.
+    None,
+    /// The adapters, by vLLM's `/load_lora_adapter`.
+    VllmLora,
 }
 
 impl Default for Rollout {
@@ -200,6 +218,10 @@ impl Default for Rollout {
             top_k: 0,
             max_prompt_tokens: 1024,
             pool_tokens: 0,
+            url: String::new(),
+            url_model: String::new(),
+            key_env: String::new(),
+            push: Push::None,
         }
     }
 }
@@ -638,6 +660,12 @@ impl Recipe {
                 "rollout.top_p or rollout.top_k cut the distribution; the loss assumes samples of the policy itself".into(),
             );
         }
+        if !self.rollout.url.is_empty() && self.rollout.push == Push::None {
+            warnings.push(
+                "rollout.url without rollout.push: the server keeps its weights, and its samples grow stale"
+                    .into(),
+            );
+        }
         let groups = self.rollout.prompts * self.modes.len();
         if groups < self.update.minibatches {
             warnings.push(format!(
@@ -712,6 +740,23 @@ impl Recipe {
             let wanted = "seconds above 0 and at most a day";
             require(key, wanted, seconds, above_zero(seconds) && seconds <= 86400.0)?;
         }
+        let rollout = &self.rollout;
+        let address = rollout.url.starts_with("http://") || rollout.url.starts_with("https://");
+        let found = format!("`{}`", rollout.url);
+        require(
+            "rollout.url",
+            "an address with http://, or nothing",
+            found,
+            address || rollout.url.is_empty(),
+        )?;
+        let pushes = rollout.push == Push::VllmLora;
+        let needs = "none without rollout.url and a [lora] table";
+        require(
+            "rollout.push",
+            needs,
+            "vllm-lora",
+            !pushes || (address && self.lora.is_some()),
+        )?;
         let (items, queue) = (self.service.items, self.service.queue);
         require(
             "service.queue",

@@ -9,6 +9,7 @@ use judge::Judge;
 use model::chat::Mode;
 use model::decoder::Decoder;
 use model::engine::Engine;
+use model::generate::Generate;
 use model::lora::Lora;
 use model::source::Source;
 use model::tokenizer::Tokenizer;
@@ -26,6 +27,7 @@ use crate::prompts::{Cursor, Deck, load};
 use crate::question::render;
 use crate::recipe::{Dtype, Recipe};
 use crate::rollout::{Group, judge_all, sample};
+use crate::server::Server;
 
 /// Rows of the KV pool that the sampler gets without being asked for a number.
 const POOL_TOKENS: usize = 1 << 16;
@@ -52,6 +54,8 @@ pub struct Trainer {
     deck: Deck,
     tokenizer: Arc<Tokenizer>,
     engine: Engine,
+    /// Samples in the engine's place, where the recipe says so.
+    server: Option<Server>,
     decoder: Decoder,
     /// The model that the run started from; only where `loss.kl` asks for it.
     reference: Option<Decoder>,
@@ -118,20 +122,43 @@ impl Trainer {
         let reference = (recipe.loss.kl > 0.0).then_some(start);
         let pool_tokens = pool_tokens(recipe, longest_prompt);
         let engine = Engine::new(decoder.frozen()?, Arc::clone(&tokenizer), pool_tokens)?;
+        let server = Server::of(recipe, &tokenizer)?;
         let recipe = recipe.clone();
-        Ok(Self {
+        let mut trainer = Self {
             recipe,
             folder,
             deck,
             tokenizer,
             engine,
+            server,
             decoder,
             reference,
             optimizer,
             cursor,
             alarm,
             step,
-        })
+        };
+        trainer.push_weights()?;
+        Ok(trainer)
+    }
+
+    /// Gives the server that samples, if there is one that wants them, the adapters as they are now.
+    fn push_weights(&mut self) -> Result<()> {
+        let Some(server) = self.server.as_mut().filter(|server| server.takes_adapters()) else {
+            return Ok(());
+        };
+        let name = format!("{}-step-{}", self.recipe.run, self.step);
+        let folder = self.folder.path().join("pushed").join(&name);
+        self.decoder
+            .save_adapters(&folder, &base_name(&self.recipe.model))?;
+        server.load_adapters(&name, &folder)?;
+        // The server has read the new ones; those before are of no use to anybody.
+        let before = format!("{}-step-{}", self.recipe.run, self.step.wrapping_sub(1));
+        let before = self.folder.path().join("pushed").join(before);
+        if before.exists() {
+            std::fs::remove_dir_all(&before).map_err(|source| Error::file(&before, source))?;
+        }
+        Ok(())
     }
 
     /// Takes the steps that are left. The sampler then has the trained weights.
@@ -171,12 +198,11 @@ impl Trainer {
         let questions = render(&recipe, &self.tokenizer, &rows)?;
 
         let sampling = recipe.rollout.sampling(seed_of(recipe.seed, step));
-        let completions = sample(
-            &mut self.engine,
-            &questions,
-            recipe.rollout.completions,
-            &sampling,
-        )?;
+        let policy: &mut dyn Generate = match &mut self.server {
+            Some(server) => server,
+            None => &mut self.engine,
+        };
+        let completions = sample(policy, &questions, recipe.rollout.completions, &sampling)?;
         let rollout_s = began.elapsed().as_secs_f64();
         let groups = judge_all(&recipe, judge, step, questions, completions)?;
         let judge_s = began.elapsed().as_secs_f64() - rollout_s;
@@ -209,6 +235,7 @@ impl Trainer {
         let alarms = self.alarm.watch(&recipe.alarm, &metrics.replies, &groups);
         self.folder.record(&metrics, &groups, &alarms)?;
         (self.step, self.cursor) = (step, cursor);
+        self.push_weights()?;
         Ok((metrics, alarms.into_iter().map(|(_, text)| text).collect()))
     }
 

@@ -74,15 +74,9 @@ fn read(fields: &mut Fields, model: &Model) -> Result<(Order, bool)> {
     let messages = read_messages("messages", fields.require("messages")?)?;
     let thinking = Thinking::take(fields)?;
     let tools = read_tools(fields.take("tools")?)?;
-    let tools = match fields.take::<Value>("tool_choice")? {
-        Some(choice) if choice == "none" => None,
-        None => tools,
-        Some(choice) if choice == "auto" => tools,
-        Some(choice) => {
-            let what = format!("not supported: expected \"none\" or \"auto\", found {choice}");
-            return Err(Error::field("tool_choice", what));
-        }
-    };
+    let choice = fields.take::<Value>("tool_choice")?;
+    let forced = force_call(model, choice.as_ref(), tools.as_ref())?;
+    let tools = tools.filter(|_| choice.is_none_or(|choice| choice != "none"));
     let calls = tools.is_some();
     let rendered = render(model, messages, thinking.enabled, tools)?;
     let mut drawing = Drawing::take(fields, model, rendered.thinks)?;
@@ -105,8 +99,8 @@ fn read(fields: &mut Fields, model: &Model) -> Result<(Order, bool)> {
         let what = format!("expected at most {MOST_LIKELIEST}");
         return Err(Error::field("top_logprobs", what));
     }
-    let grammar = take_format(fields, model)?;
-    if calls && grammar.is_some() {
+    let format = take_format(fields, model)?;
+    if calls && format.is_some() {
         return Err(Error::field(
             "response_format",
             "expected only without `tools`: a call is not of the schema",
@@ -119,9 +113,39 @@ fn read(fields: &mut Fields, model: &Model) -> Result<(Order, bool)> {
         tools: calls,
         likeliest: likeliest.unwrap_or(0),
         thinking_budget: thinking.budget,
-        grammar,
+        grammar: format.or(forced),
     };
     Ok((order, logprobs))
+}
+
+/// What has the model call a tool, where `tool_choice` says that it must.
+fn force_call(
+    model: &Model,
+    choice: Option<&Value>,
+    tools: Option<&Value>,
+) -> Result<Option<Box<dyn Constraint>>> {
+    let all: Vec<&Value> = tools.and_then(Value::as_array).into_iter().flatten().collect();
+    let chosen = match choice {
+        None => return Ok(None),
+        Some(choice) if choice == "none" || choice == "auto" => return Ok(None),
+        Some(choice) if choice == "required" => all,
+        Some(choice) => {
+            let name = &choice["function"]["name"];
+            let named = all.into_iter().filter(|tool| tool["function"]["name"] == *name);
+            if choice["type"] != "function" || !name.is_string() {
+                let expected = "expected none, auto, required or {type: function, function: {name}}";
+                return Err(Error::field("tool_choice", format!("{expected}, found {choice}")));
+            }
+            named.collect()
+        }
+    };
+    if chosen.is_empty() {
+        return Err(Error::field(
+            "tool_choice",
+            "expected a tool of `tools`, found none",
+        ));
+    }
+    model.grammars.call(&chosen, &model.tokenizer).map(Some)
 }
 
 /// `response_format`: any JSON, or JSON of a schema.

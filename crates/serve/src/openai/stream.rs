@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::Future;
 use std::time::Duration;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -62,19 +61,14 @@ pub(crate) fn respond<W: Writer>(generation: Generation, writer: W) -> Response 
     Sse::new(events).keep_alive(alive).into_response()
 }
 
-fn advance<'a, W: Writer>(
-    generation: &'a mut Generation,
-    writer: &'a mut W,
-) -> impl Future<Output = (Vec<Event>, State)> + Send + 'a {
-    async move {
-        let events = match generation.next().await {
-            Ok(Some(step)) => match writer.step(step, generation) {
-                Ok(events) => return (events, State::Going),
-                Err(error) => vec![writer.fail(&error)],
-            },
-            Ok(None) => writer.end(generation),
+async fn advance<W: Writer>(generation: &mut Generation, writer: &mut W) -> (Vec<Event>, State) {
+    let events = match generation.next().await {
+        Ok(Some(step)) => match writer.step(step, generation) {
+            Ok(events) => return (events, State::Going),
             Err(error) => vec![writer.fail(&error)],
-        };
-        (events, State::Over)
-    }
+        },
+        Ok(None) => writer.end(generation),
+        Err(error) => vec![writer.fail(&error)],
+    };
+    (events, State::Over)
 }

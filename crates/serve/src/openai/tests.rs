@@ -227,11 +227,8 @@ async fn what_is_not_supported_is_named() {
             json!({"chat_template_kwargs": {"mood": 1}}),
         ),
         ("tool_choice", json!({"tool_choice": "required"})),
+        ("tool_choice", json!({"tool_choice": "always"})),
         ("tools[0].type", json!({"tools": [{"type": "web_search"}]})),
-        (
-            "tools",
-            json!({"tools": [{"type": "function", "function": {"name": "f"}}]}),
-        ),
         ("messages", json!({"messages": []})),
         (
             "messages[0].role",
@@ -291,6 +288,53 @@ async fn content_follows_a_schema_also_after_thinking() {
             refused(&app, CHAT, chat(json!({"response_format": format}))).await,
             field
         );
+    }
+}
+
+#[tokio::test]
+async fn a_tool_that_must_be_called_is_called() {
+    let app = app();
+    let tool = |name: &str| {
+        let parameters = json!({
+            "type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"],
+            "additionalProperties": false,
+        });
+        json!({"type": "function", "function": {"name": name, "parameters": parameters}})
+    };
+    let named = json!({"type": "function", "function": {"name": "lamp"}});
+    for (choice, streams) in [(json!("required"), false), (named.clone(), false), (named, true)] {
+        let body = chat(json!({
+            "tools": [tool("heater"), tool("lamp")], "tool_choice": choice, "stream": streams, "max_tokens": 400,
+            "thinking_budget": 3, "logit_bias": null,
+        }));
+        let (name, arguments, reason) = if streams {
+            let events = stream(&app, CHAT, body).await;
+            let (mut name, mut arguments, mut reason) = (String::new(), String::new(), Value::Null);
+            for (_, chunk) in &events[..events.len() - 1] {
+                let call = &chunk["choices"][0]["delta"]["tool_calls"][0];
+                name.push_str(call["function"]["name"].as_str().unwrap_or_default());
+                arguments.push_str(call["function"]["arguments"].as_str().unwrap_or_default());
+                reason = chunk["choices"][0]["finish_reason"].clone();
+            }
+            (name, arguments, reason)
+        } else {
+            let choice = post(&app, CHAT, body).await["choices"][0].clone();
+            assert_eq!(choice["message"]["content"], Value::Null);
+            let function = &choice["message"]["tool_calls"][0]["function"];
+            let text = |key: &str| {
+                function[key]
+                    .as_str()
+                    .unwrap_or_else(|| panic!("{choice}"))
+                    .to_owned()
+            };
+            (text("name"), text("arguments"), choice["finish_reason"].clone())
+        };
+        assert_eq!(reason, "tool_calls");
+        assert!(
+            name == "lamp" || (choice == "required" && name == "heater"),
+            "{name}"
+        );
+        assert!(serde_json::from_str::<Value>(&arguments).unwrap()["on"].is_boolean());
     }
 }
 
