@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Run a recipe on TRL or verl, rewarded by this program
     Launch(Launch),
+    /// Measure speed on this machine
+    Bench(Bench),
     /// Write a run's page, report.html
     Report(Report),
     /// Write a checkpoint in other programs' formats
@@ -140,6 +142,16 @@ pub(crate) enum Precision {
     F32,
     /// Brain floating point.
     Bf16,
+}
+
+impl Precision {
+    /// As recipes and people write it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 impl From<Precision> for candle_core::DType {
@@ -512,6 +524,48 @@ pub(crate) enum Engine {
     Trl,
     /// verl on Ray.
     Verl,
+}
+
+/// `saferl bench`
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// What to time
+    #[arg(value_enum)]
+    pub(crate) work: Work,
+    /// A folder, a .gguf file, a built-in name, or org/name
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Threads that compute [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Rows of a product, tokens of a prompt, or sequences of a batch; several with commas
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub(crate) sizes: Vec<usize>,
+    /// How often each is timed
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) repeats: usize,
+    /// Number type of the matrix products, f32 or bf16
+    #[arg(long, value_enum, default_value_t = Precision::F32, hide_possible_values = true)]
+    pub(crate) dtype: Precision,
+    /// Print a JSON object for each figure
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `saferl bench` times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Work {
+    /// The product of the feed-forward network
+    Matmul,
+    /// Reading a prompt
+    Prefill,
+    /// Generating 64 tokens for every sequence of a batch
+    Decode,
+    /// Loss, gradients and update of 2048 tokens, every weight trained
+    Train,
+    /// A GSPO step: 4 prompts, 8 completions each of up to 64 tokens, every weight trained
+    Step,
 }
 
 /// `saferl report`

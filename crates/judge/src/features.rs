@@ -6,7 +6,8 @@
 //! ([`SURFACE`]). Only the last 256 tokens of a prompt and the first 128 of a reply are read: what stands outside them
 //! is not judged.
 //!
-//! Replies to one prompt share the prompt's rows in one packed pass. Features are remembered by the token ids they came
+//! Replies to one prompt share the prompt's rows in one packed pass, and prompts those of the beginning that they have in
+//! common, as a system message is. Features are remembered by the token ids they came
 //! from, so a guard and a helpfulness head on the same [`Features`] cost one pass, and with a cache file a training run
 //! of heads costs one pass ever.
 
@@ -240,18 +241,26 @@ impl Features {
         failed
     }
 
-    /// One packed pass: each prompt's rows once, then those of its replies.
+    /// One packed pass: the prompts' common beginning, then the rest of each prompt and its replies.
     fn compute(&self, batch: &[Group<'_>]) -> Result<Vec<(Key, Arc<Feature>)>> {
-        let mut ids = Vec::new();
+        let common = common_beginning(batch);
+        let mut ids = common.to_vec();
         let mut segments = Vec::new();
+        if !common.is_empty() {
+            segments.push(Segment {
+                start: 0,
+                len: common.len(),
+                prefix: None,
+            });
+        }
         for group in batch {
             let prefix = segments.len();
             segments.push(Segment {
                 start: ids.len(),
-                len: group.prompt.ids.len(),
-                prefix: None,
+                len: group.prompt.ids.len() - common.len(),
+                prefix: (!common.is_empty()).then_some(0),
             });
-            ids.extend(&group.prompt.ids);
+            ids.extend(&group.prompt.ids[common.len()..]);
             for reply in group.members.iter().filter_map(|(_, reply)| *reply) {
                 segments.push(Segment {
                     start: ids.len(),
@@ -267,14 +276,12 @@ impl Features {
             .map(|hidden_t_d| hidden_t_d.to_dtype(candle_core::DType::F32)?.to_vec2())
             .collect::<candle_core::Result<_>>()?;
 
-        let mut segments = segments.iter();
+        let mut segments = segments.iter().skip(usize::from(!common.is_empty()));
         let mut features = Vec::new();
         for group in batch {
             let Some(prompt) = segments.next() else { break };
-            let prompt_f = mean(
-                &states,
-                prompt.start + group.prompt.user.start..prompt.start + group.prompt.user.end,
-            );
+            let row = |at: usize| prompt.start + at - common.len();
+            let prompt_f = mean(&states, row(group.prompt.user.start)..row(group.prompt.user.end));
             for (key, reply) in &group.members {
                 let reply = reply.and_then(|ids| {
                     let rows = segments
@@ -431,6 +438,22 @@ impl Group<'_> {
                 .map(<[u32]>::len)
                 .sum::<usize>()
     }
+}
+
+/// The ids that all prompts begin with, none of them of a user's last turn; empty for one prompt.
+fn common_beginning<'a>(batch: &[Group<'a>]) -> &'a [u32] {
+    let [first, others @ ..] = batch else { return &[] };
+    let shared = |length: usize, other: &Group<'_>| {
+        let pairs = first.prompt.ids[..length].iter().zip(&other.prompt.ids);
+        let alike = pairs.take_while(|(one, other)| one == other).count();
+        alike.min(other.prompt.user.start)
+    };
+    let length = if others.is_empty() {
+        0
+    } else {
+        others.iter().fold(first.prompt.user.start, shared)
+    };
+    &first.prompt.ids[..length]
 }
 
 /// Packs what is wanted into passes of about [`BATCH_ROWS`] rows, the replies of one prompt together, nothing twice.

@@ -282,3 +282,32 @@ fn replies_that_share_a_prompt_have_the_features_they_have_alone() {
     let cut = of(&[reply("a", &long), reply("a", &format!("{long} and more"))]);
     assert_eq!(cut[0], cut[1]);
 }
+
+#[test]
+fn prompts_that_begin_alike_have_the_features_they_have_alone() {
+    let base = base();
+    let layout = Layout {
+        layers: vec![1, 2],
+        prompt_tokens: 200,
+        reply_tokens: 24,
+    };
+    let conversation = |prompt: &str, reply: &str| Conversation {
+        messages: vec![Message::system("Be brief and say so."), Message::user(prompt)],
+        reply: (!reply.is_empty()).then(|| reply.into()),
+    };
+    let conversations = [
+        conversation("What is a rainbow?", "Light."),
+        conversation("What is a rainbow?", "Sunlight."),
+        conversation("What?", ""),
+        conversation("Name a fruit.", "A pear."),
+    ];
+    let of = |conversations: &[Conversation]| {
+        let mut features = Features::new(base.decoder.clone(), Arc::clone(&base.tokenizer), layout.clone());
+        let found = features.of(conversations, &mut |_, _| ());
+        found.into_iter().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    for (conversation, shared) in conversations.iter().zip(of(&conversations)) {
+        let alone = of(std::slice::from_ref(conversation)).remove(0);
+        assert_eq!(alone, shared, "to the last bit");
+    }
+}

@@ -25,28 +25,30 @@ pub struct Segment {
     pub start: usize,
     /// How many rows.
     pub len: usize,
-    /// The index of an earlier segment, itself without a prefix, whose rows all come before this segment's own in
-    /// the sequence: a prompt shared by the replies of its group.
+    /// The index of an earlier segment that this one continues: a prompt shared by the replies of its group. The
+    /// prefix may continue another in turn, as prompts do that share their beginning.
     pub prefix: Option<usize>,
 }
 
-/// The position of each row in its sequence: the length of its prefix plus its offset in the segment.
+/// The position of each row in its sequence: the length of all that its segment continues plus its offset there.
 ///
-/// A prefix that does not exist counts as empty here; [`attend`] refuses it.
+/// A prefix that is not an earlier segment counts as empty here; [`attend`] refuses it.
 pub fn positions(segments: &[Segment]) -> Vec<u32> {
-    segments
-        .iter()
-        .flat_map(|segment| {
-            let first = segment
-                .prefix
-                .and_then(|p| segments.get(p))
-                .map_or(0, |prefix| prefix.len);
-            (first..first + segment.len).map(|position| position as u32)
-        })
-        .collect()
+    let mut ends = Vec::with_capacity(segments.len());
+    let mut positions = Vec::new();
+    for segment in segments {
+        let first = segment
+            .prefix
+            .and_then(|prefix| ends.get(prefix).copied())
+            .unwrap_or(0);
+        let end = first + segment.len as u32;
+        positions.extend(first..end);
+        ends.push(end);
+    }
+    positions
 }
 
-/// Causal attention of every row to its own segment, up to itself, and to the whole of its segment's prefix.
+/// Causal attention of every row to its own segment, up to itself, and to all that its segment continues.
 ///
 /// `q_t_h_d` has `h` heads, `k_t_g_d` and `v_t_g_d` have `g` heads, and `h` is a multiple of `g`: query heads
 /// `n*h/g ..` share key/value head `n`. Scores are scaled by `1/sqrt(d)`. Segments must cover the rows in order,
@@ -78,20 +80,14 @@ pub fn attend_composed(
 ) -> Result<Tensor> {
     check_shapes(q_t_h_d, k_t_g_d, v_t_g_d)?;
     check_segments(segments, q_t_h_d.dim(0)?)?;
-    let with_prefix = |rows: &Tensor, segment: &Segment| {
-        let own = rows.narrow(0, segment.start, segment.len)?;
-        match segment.prefix.map(|p| &segments[p]) {
-            Some(prefix) => Tensor::cat(&[&rows.narrow(0, prefix.start, prefix.len)?, &own], 0),
-            None => Ok(own),
-        }
-    };
     let mut outputs = Vec::with_capacity(segments.len());
     for segment in segments.iter().filter(|segment| segment.len > 0) {
         let q_n_h_d = q_t_h_d.narrow(0, segment.start, segment.len)?;
+        let sequence_m = Tensor::new(sequence(segments, segment), q_t_h_d.device())?;
         outputs.push(attend_dense(
             &q_n_h_d,
-            &with_prefix(k_t_g_d, segment)?,
-            &with_prefix(v_t_g_d, segment)?,
+            &k_t_g_d.index_select(&sequence_m, 0)?,
+            &v_t_g_d.index_select(&sequence_m, 0)?,
         )?);
     }
     if outputs.is_empty() {
@@ -152,7 +148,22 @@ fn check_shapes(q_t_h_d: &Tensor, k_t_g_d: &Tensor, v_t_g_d: &Tensor) -> Result<
     Ok(Heads { query, groups, width })
 }
 
-/// Holds the segments to the contract: they cover `rows` in order, and a prefix is an earlier one without a prefix.
+/// The rows of a segment's sequence, in order: those of all that it continues, then its own.
+fn sequence(segments: &[Segment], segment: &Segment) -> Vec<u32> {
+    let mut chain = vec![segment];
+    let mut next = segment.prefix;
+    while let Some(prefix) = next.map(|prefix| &segments[prefix]) {
+        chain.push(prefix);
+        next = prefix.prefix;
+    }
+    let rows = chain
+        .into_iter()
+        .rev()
+        .flat_map(|segment| segment.start..segment.start + segment.len);
+    rows.map(|row| row as u32).collect()
+}
+
+/// Holds the segments to the contract: they cover `rows` in order, and a prefix is an earlier one.
 fn check_segments(segments: &[Segment], rows: usize) -> Result<()> {
     let mut next = 0;
     for (index, segment) in segments.iter().enumerate() {
@@ -164,11 +175,9 @@ fn check_segments(segments: &[Segment], rows: usize) -> Result<()> {
         }
         next += segment.len;
         if let Some(prefix) = segment.prefix
-            && (prefix >= index || segments[prefix].prefix.is_some())
+            && prefix >= index
         {
-            bail!(
-                "attend: the prefix of segment {index} must be an earlier segment without a prefix, found {prefix}"
-            )
+            bail!("attend: the prefix of segment {index} must be an earlier segment, found {prefix}")
         }
     }
     if next != rows {
@@ -246,18 +255,11 @@ pub(crate) struct Gathered {
 
 impl Gathered {
     /// Takes key/value head `group` of the rows that `rows` names.
-    pub(crate) fn gather(
-        &mut self,
-        heads: Heads,
-        group: usize,
-        k: &[f32],
-        v: &[f32],
-        rows: impl Iterator<Item = usize> + Clone,
-    ) {
+    pub(crate) fn gather(&mut self, heads: Heads, group: usize, k: &[f32], v: &[f32], rows: &[u32]) {
         for (target, source) in [(&mut self.k_m_d, k), (&mut self.v_m_d, v)] {
             target.clear();
-            for row in rows.clone() {
-                let first = row * heads.key_row() + group * heads.width;
+            for &row in rows {
+                let first = row as usize * heads.key_row() + group * heads.width;
                 target.extend_from_slice(&source[first..first + heads.width]);
             }
         }
@@ -282,26 +284,15 @@ struct Attention {
 }
 
 impl Attention {
-    /// The rows of keys that the first `len` rows of a segment see, in order.
-    fn keys(&self, segment: &Segment, len: usize) -> impl Iterator<Item = usize> + Clone + use<> {
-        let prefix = self.prefix(segment);
-        prefix.chain(segment.start..segment.start + len)
-    }
-
-    fn prefix(&self, segment: &Segment) -> std::ops::Range<usize> {
-        segment.prefix.map_or(0..0, |p| {
-            self.segments[p].start..self.segments[p].start + self.segments[p].len
-        })
-    }
-
     /// The gradients of one segment and key/value head.
     fn backward(&self, segment: &Segment, group: usize, inputs: [&[f32]; 4]) -> Gradients {
         let [q, k, v, gradient] = inputs;
         let heads = self.heads;
         let (row, width) = (heads.query_row(), heads.width);
-        let prefix = self.prefix(segment).len();
+        let sequence = sequence(&self.segments, segment);
+        let prefix = sequence.len() - segment.len;
         let mut gathered = Gathered::default();
-        gathered.gather(heads, group, k, v, self.keys(segment, segment.len));
+        gathered.gather(heads, group, k, v, &sequence);
         let mut gradients = Gradients {
             q: vec![0.0; segment.len * heads.shared() * width],
             k: vec![0.0; gathered.k_m_d.len()],
@@ -375,7 +366,7 @@ impl CustomOp3 for Attention {
         let mut rest = out.as_mut_slice();
         let mut tasks = Vec::new();
         for segment in self.segments.iter() {
-            let places: Arc<[u32]> = self.keys(segment, segment.len).map(|row| row as u32).collect();
+            let places: Arc<[u32]> = sequence(&self.segments, segment).into();
             for first in (0..segment.len).step_by(ROWS) {
                 let rows = ROWS.min(segment.len - first);
                 let (block, behind) = rest.split_at_mut(rows * heads.query_row());
@@ -428,11 +419,18 @@ impl CustomOp3 for Attention {
         // In the order of the tasks, so that a shared prompt's sum does not depend on who finished first.
         for (&(segment, group), part) in tasks.iter().zip(&parts) {
             let shared = heads.shared() * heads.width;
-            let own = segment.start..segment.start + segment.len;
+            let sequence = sequence(&self.segments, segment);
+            let own = &sequence[sequence.len() - segment.len..];
             scatter(q_sum, &part.q, shared, own, heads.query_row(), group * shared);
             for (sum, part) in [(&mut *k_sum, &part.k), (&mut *v_sum, &part.v)] {
-                let keys = self.keys(segment, segment.len);
-                scatter(sum, part, heads.width, keys, heads.key_row(), group * heads.width);
+                scatter(
+                    sum,
+                    part,
+                    heads.width,
+                    &sequence,
+                    heads.key_row(),
+                    group * heads.width,
+                );
             }
         }
         let [q_sum, k_sum, v_sum] = sums;
@@ -455,16 +453,9 @@ struct Gradients {
 }
 
 /// Adds piece `n` of `part` at `offset` in the `n`-th of `rows` of `sum`.
-fn scatter(
-    sum: &mut [f32],
-    part: &[f32],
-    piece: usize,
-    rows: impl Iterator<Item = usize>,
-    row_len: usize,
-    offset: usize,
-) {
-    for (row, piece) in rows.zip(part.chunks_exact(piece)) {
-        let first = row * row_len + offset;
+fn scatter(sum: &mut [f32], part: &[f32], piece: usize, rows: &[u32], row_len: usize, offset: usize) {
+    for (&row, piece) in rows.iter().zip(part.chunks_exact(piece)) {
+        let first = row as usize * row_len + offset;
         lanes::add_scaled(&mut sum[first..first + piece.len()], piece, 1.0);
     }
 }
@@ -566,6 +557,12 @@ mod tests {
                 16,
             ),
             (pack(&[(0, None), (4, Some(0))]), 2, 2, 4),
+            (
+                pack(&[(6, None), (2, Some(0)), (5, Some(1)), (3, Some(1)), (4, Some(0))]),
+                4,
+                2,
+                8,
+            ),
         ];
         for (segments, heads, groups, width) in packs {
             let rows = segments.iter().map(|segment| segment.len).sum();
@@ -617,8 +614,8 @@ mod tests {
 
     #[test]
     fn positions_continue_after_the_prefix() {
-        let segments = pack(&[(3, None), (2, Some(0)), (1, Some(0)), (2, None)]);
-        assert_eq!(positions(&segments), [0, 1, 2, 3, 4, 3, 0, 1]);
+        let segments = pack(&[(3, None), (2, Some(0)), (1, Some(1)), (1, Some(0)), (2, None)]);
+        assert_eq!(positions(&segments), [0, 1, 2, 3, 4, 5, 3, 0, 1]);
     }
 
     #[test]
@@ -636,7 +633,7 @@ mod tests {
             (pack(&[(4, None)]), "cover 4 rows, expected 5"),
             (pack(&[(2, None), (3, Some(1))]), "must be an earlier segment"),
             (
-                pack(&[(2, None), (1, Some(0)), (2, Some(1))]),
+                pack(&[(2, None), (1, Some(2)), (2, None)]),
                 "must be an earlier segment",
             ),
         ];

@@ -8,7 +8,8 @@
 //! | file | operation |
 //! |---|---|
 //! | `norm.rs` | [`rms_norm`] |
-//! | `product.rs` | [`product`]: the matrix product of a linear layer |
+//! | `product.rs` | [`product`], [`product_packed`]: the matrix product of a linear layer |
+//! | `packed.rs` | [`Packed`]: a weight in the order in which the product reads it |
 //! | `rotary.rs` | [`rotate`] |
 //! | `swiglu.rs` | [`swiglu`] |
 //! | `attention.rs` | [`attend`]: causal attention over packed sequences that may share a prompt |
@@ -16,7 +17,7 @@
 //! | `log_probability.rs` | [`log_probability`], [`entropy`], [`log_probability_and_entropy`]: the head without whole logits |
 //! | `adamw.rs` | [`AdamW`], [`gradient_norm`] |
 //!
-//! Four more files serve them: `rows.rs` (one row's attention), `lanes.rs` (loops for vector instructions),
+//! `ceiling.rs` measures what the machine gives. Four more files serve them: `rows.rs` (one row's attention), `lanes.rs` (loops for vector instructions),
 //! `matmul.rs` (products inside a task) and `slices.rs` (tensors as slices, work over threads). Results are the same
 //! bits on any number of threads. `SAFERL_KERNELS=portable` in the environment keeps to the baseline instruction set.
 //!
@@ -53,12 +54,14 @@
 
 mod adamw;
 mod attention;
+mod ceiling;
 #[cfg(test)]
 mod fixtures;
 mod lanes;
 mod log_probability;
 mod matmul;
 mod norm;
+mod packed;
 mod paged;
 mod product;
 mod rotary;
@@ -68,12 +71,14 @@ mod swiglu;
 
 pub use adamw::{AdamW, gradient_norm, gradient_norm_composed};
 pub use attention::{Segment, attend, attend_composed, positions};
+pub use ceiling::{copy_ceiling, product_ceiling, threads};
 pub use log_probability::{
     entropy, entropy_composed, log_probability, log_probability_and_entropy, log_probability_composed,
 };
 pub use norm::{rms_norm, rms_norm_composed};
+pub use packed::Packed;
 pub use paged::{Context, attend_paged, attend_paged_composed, write_slots, write_slots_composed};
-pub use product::{product, product_composed};
+pub use product::{product, product_composed, product_packed, product_packed_composed};
 pub use rotary::{rotate, rotate_composed};
 pub use swiglu::{swiglu, swiglu_composed};
 

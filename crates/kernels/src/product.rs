@@ -1,24 +1,29 @@
 //! The product of every linear layer: rows of activations by rows of a weight.
+//!
+//! Each output is one sum over the inputs, from the first to the last, in a lane of its own. So a row's result is the
+//! same to the last bit whatever other rows the call has and however the weight is laid out: generation in batches,
+//! scoring and training agree.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::lanes;
+use crate::packed::{self, Packed, WIDTH, Weights, blocks};
 use crate::slices::{fusible, slice};
 
-/// Rows of the weight and rows of activations whose products are summed at once: 12 sums, 3 + 1 operands, which is all
-/// of AVX2's 16 registers.
-const COLUMNS: usize = 4;
-const ROWS: usize = 3;
-/// Rows of activations that go by each strip of weights, few enough to stay in the second cache.
-const ROW_BLOCK: usize = 48;
+/// Rows of activations that meet a panel of the weight at once: with AVX2 that is 12 sums, 2 vectors of weights and a
+/// number of an activation, of 16 registers.
+const ROWS: usize = 6;
+/// So few rows take two panels at once, or the sums would wait for each other.
+const FEW: usize = 3;
 
 /// `x W^T`, differentiable in both; a weight that does not train costs no gradient.
 ///
-/// `x_t_k` has a row a token, `weight_n_k` a row an output. Fused, each output is one sum over `k` in one fixed order:
-/// a row's result is the same to the last bit whatever other rows the call has, so that generation in batches, scoring
-/// and training agree. Nothing is packed first, which is what a few rows need.
+/// `x_t_k` has a row a token, `weight_n_k` a row an output. The weight is brought into the order of [`Packed`] on the
+/// way, which a few rows notice: pack one that stays as it is.
 ///
 /// # Errors
 /// When the shapes do not fit.
@@ -45,6 +50,30 @@ pub fn product_composed(x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<Tensor> {
     x_t_k.matmul(&weight_n_k.t()?)
 }
 
+/// [`product`] with a packed weight: the same bits, without the way there. Differentiable in `x_t_k`.
+///
+/// # Errors
+/// When the shapes do not fit, or `x_t_k` is not f32 on the CPU.
+pub fn product_packed(x_t_k: &Tensor, weight_n_k: &Packed) -> Result<Tensor> {
+    let ((rows, inner), (outputs, inputs)) = (x_t_k.dims2()?, weight_n_k.dims());
+    if inner != inputs || !fusible(&[x_t_k]) {
+        bail!(
+            "product_packed: expected x [t,{inputs}] of f32 on the CPU, found {:?} of {:?}",
+            x_t_k.dims(),
+            x_t_k.dtype()
+        )
+    }
+    if rows == 0 || inner == 0 || outputs == 0 {
+        return product_packed_composed(x_t_k, weight_n_k);
+    }
+    x_t_k.contiguous()?.apply_op1(ProductPacked(weight_n_k.clone()))
+}
+
+/// [`product_packed`] in plain candle operations.
+pub fn product_packed_composed(x_t_k: &Tensor, weight_n_k: &Packed) -> Result<Tensor> {
+    product_composed(x_t_k, &weight_n_k.tensor()?)
+}
+
 struct Product;
 
 impl CustomOp2 for Product {
@@ -59,18 +88,15 @@ impl CustomOp2 for Product {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (rows, inner) = x_layout.shape().dims2()?;
-        let columns = weight_layout.shape().dims2()?.0;
-        let mut out = vec![0.0; rows * columns];
-        if columns > 0 {
-            multiply(
-                slice(x, x_layout)?,
-                slice(weight, weight_layout)?,
-                inner,
-                &mut out,
-            );
-        }
-        Ok((CpuStorage::F32(out), (rows, columns).into()))
+        let (rows, inputs) = x_layout.shape().dims2()?;
+        let outputs = weight_layout.shape().dims2()?.0;
+        let weights = Weights {
+            outputs,
+            inputs,
+            numbers: packed::Layout::Rows(slice(weight, weight_layout)?),
+        };
+        let out = multiply(slice(x, x_layout)?, weights);
+        Ok((CpuStorage::F32(out), (rows, outputs).into()))
     }
 
     fn bwd(
@@ -92,146 +118,215 @@ impl CustomOp2 for Product {
     }
 }
 
-/// `out = x W^T` for `x` with rows of `inner` elements, in parallel over panels of columns.
-fn multiply(x: &[f32], weight: &[f32], inner: usize, out: &mut [f32]) {
-    let (rows, columns) = (x.len() / inner, weight.len() / inner);
-    let width = columns
-        .div_ceil(4 * rayon::current_num_threads())
-        .next_multiple_of(COLUMNS)
-        .max(4 * COLUMNS);
-    let mut panels: Vec<Vec<&mut [f32]>> = vec![];
-    panels.resize_with(columns.div_ceil(width), || Vec::with_capacity(rows));
-    for row in out.chunks_exact_mut(columns) {
-        for (panel, piece) in panels.iter_mut().zip(row.chunks_mut(width)) {
-            panel.push(piece);
-        }
+struct ProductPacked(Packed);
+
+impl CustomOp1 for ProductPacked {
+    fn name(&self) -> &'static str {
+        "product_packed"
     }
-    let weights = weight.par_chunks(width * inner);
-    panels.into_par_iter().zip(weights).for_each(|(out, weight)| {
-        lanes::run(Panel {
-            x,
-            weight,
-            inner,
-            out,
-        });
-    });
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, outputs) = (layout.shape().dims2()?.0, self.0.dims().0);
+        let out = multiply(slice(x, layout)?, self.0.weights());
+        Ok((CpuStorage::F32(out), (rows, outputs).into()))
+    }
+
+    fn bwd(&self, _x_t_k: &Tensor, _out_t_n: &Tensor, gradient_t_n: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(gradient_t_n.matmul(&self.0.tensor()?)?))
+    }
 }
 
-/// The products of all rows with some rows of the weight, which are columns of the result.
-struct Panel<'a> {
+thread_local! {
+    /// Where a thread expands panels: kept, since a product of one row takes no longer than making it would.
+    static ROOMS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+/// `x W^T`, in parallel over strips of columns.
+fn multiply(x: &[f32], weights: Weights) -> Vec<f32> {
+    let (rows, columns) = (x.len() / weights.inputs, weights.outputs);
+    let mut out = vec![0.0; rows * columns];
+    let width = columns
+        .div_ceil(4 * rayon::current_num_threads())
+        .next_multiple_of(2 * WIDTH)
+        .max(2 * WIDTH);
+    let mut strips: Vec<Vec<&mut [f32]>> = vec![];
+    strips.resize_with(columns.div_ceil(width), || Vec::with_capacity(rows));
+    for row in out.chunks_exact_mut(columns.max(1)) {
+        for (strip, piece) in strips.iter_mut().zip(row.chunks_mut(width)) {
+            strip.push(piece);
+        }
+    }
+    strips.into_par_iter().enumerate().for_each(|(strip, out)| {
+        ROOMS.with_borrow_mut(|rooms| {
+            lanes::run(Strip {
+                x,
+                weights,
+                first: strip * width / WIDTH,
+                rooms,
+                out,
+            });
+        });
+    });
+    out
+}
+
+/// The products of all rows with some panels of the weight, which are columns of the result.
+struct Strip<'a> {
     x: &'a [f32],
-    weight: &'a [f32],
-    inner: usize,
+    weights: Weights<'a>,
+    /// The first panel.
+    first: usize,
+    /// Where panels are expanded.
+    rooms: &'a mut [Vec<f32>; 2],
     /// Each row's part of the result.
     out: Vec<&'a mut [f32]>,
 }
 
-impl WithSimd for Panel<'_> {
+impl WithSimd for Strip<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let inner = self.inner;
-        for (x, out) in self
-            .x
-            .chunks(ROW_BLOCK * inner)
-            .zip(self.out.chunks_mut(ROW_BLOCK))
-        {
-            let whole = self.weight.chunks_exact(COLUMNS * inner);
-            let rest = whole.remainder();
-            let mut column = 0;
-            for weight in whole {
-                strip::<S, COLUMNS>(simd, x, weight, inner, out, column);
-                column += COLUMNS;
-            }
-            for weight in rest.chunks_exact(inner) {
-                strip::<S, 1>(simd, x, weight, inner, out, column);
-                column += 1;
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.run::<S, 1>(simd),
+            8 => self.run::<S, 2>(simd),
+            4 => self.run::<S, 4>(simd),
+            _ => self.run::<S, WIDTH>(simd),
+        }
+    }
+}
+
+impl Strip<'_> {
+    /// With vectors of which `C` make a panel's width.
+    #[inline(always)]
+    fn run<S: Simd, const C: usize>(mut self, simd: S) {
+        let panels = self.out[0].len().div_ceil(WIDTH);
+        // Where a vector is one number there is no room for more sums than those of two rows.
+        let most = if C == WIDTH { 2 } else { ROWS };
+        let together = if self.out.len() <= FEW { 2 } else { 1 };
+        for block in blocks(self.weights.inputs) {
+            for panel in (0..panels).step_by(together) {
+                let [room, other] = &mut *self.rooms;
+                let numbers = self.weights.panel(self.first + panel, block.clone(), room);
+                let mut tile = Tile {
+                    x: &self.x[block.start..],
+                    stride: self.weights.inputs,
+                    depth: block.len(),
+                    goes_on: block.start > 0,
+                    column: panel * WIDTH,
+                };
+                if together == 2 && panel + 1 < panels {
+                    let others = self.weights.panel(self.first + panel + 1, block.clone(), other);
+                    let numbers = [numbers, others];
+                    match self.out.len() {
+                        3 => tile.add::<S, 3, 2, C>(simd, numbers, &mut self.out),
+                        2 => tile.add::<S, 2, 2, C>(simd, numbers, &mut self.out),
+                        _ => tile.add::<S, 1, 2, C>(simd, numbers, &mut self.out),
+                    }
+                    continue;
+                }
+                let rows = self.out.len();
+                let tiles = rows.div_ceil(most);
+                for index in 0..tiles {
+                    let (from, to) = (rows * index / tiles, rows * (index + 1) / tiles);
+                    let out = &mut self.out[from..to];
+                    tile.x = &self.x[from * self.weights.inputs + block.start..];
+                    match to - from {
+                        6 => tile.add::<S, 6, 1, C>(simd, [numbers], out),
+                        5 => tile.add::<S, 5, 1, C>(simd, [numbers], out),
+                        4 => tile.add::<S, 4, 1, C>(simd, [numbers], out),
+                        3 => tile.add::<S, 3, 1, C>(simd, [numbers], out),
+                        2 => tile.add::<S, 2, 1, C>(simd, [numbers], out),
+                        _ => tile.add::<S, 1, 1, C>(simd, [numbers], out),
+                    }
+                }
             }
         }
     }
 }
 
-/// Some rows by `C` rows of the weight.
-#[inline(always)]
-fn strip<S: Simd, const C: usize>(
-    simd: S,
-    x: &[f32],
-    weight: &[f32],
-    inner: usize,
-    out: &mut [&mut [f32]],
+/// A few rows by a panel or two, over one block of inputs.
+struct Tile<'a> {
+    /// The first row's activations from the block on.
+    x: &'a [f32],
+    /// From one row of activations to the next.
+    stride: usize,
+    /// Inputs of the block.
+    depth: usize,
+    /// Whether the result holds sums over earlier blocks.
+    goes_on: bool,
+    /// Where in the rows of the result the first panel begins.
     column: usize,
-) {
-    for (x, out) in x.chunks(ROWS * inner).zip(out.chunks_mut(ROWS)) {
-        match out.len() {
-            3 => tile::<S, 3, C>(simd, x, weight, inner, out, column),
-            2 => tile::<S, 2, C>(simd, x, weight, inner, out, column),
-            _ => tile::<S, 1, C>(simd, x, weight, inner, out, column),
+}
+
+impl Tile<'_> {
+    /// Adds the products of `R` rows with `P` panels to the sums in `out`.
+    #[inline(always)]
+    fn add<S: Simd, const R: usize, const P: usize, const C: usize>(
+        &self,
+        simd: S,
+        panels: [&[f32]; P],
+        out: &mut [&mut [f32]],
+    ) {
+        let mut x: [&[f32]; R] = [&[]; R];
+        for r in 0..R {
+            x[r] = &self.x[r * self.stride..][..self.depth];
         }
-    }
-}
-
-/// `R` rows by `C` rows of the weight.
-#[inline(always)]
-fn tile<S: Simd, const R: usize, const C: usize>(
-    simd: S,
-    x: &[f32],
-    weight: &[f32],
-    inner: usize,
-    out: &mut [&mut [f32]],
-    column: usize,
-) {
-    let mut x_rows: [&[f32]; R] = [&[]; R];
-    let mut weight_rows: [&[f32]; C] = [&[]; C];
-    for r in 0..R {
-        x_rows[r] = &x[r * inner..][..inner];
-    }
-    for c in 0..C {
-        weight_rows[c] = &weight[c * inner..][..inner];
-    }
-    let sums = dots(simd, x_rows, weight_rows);
-    for r in 0..R {
-        out[r][column..column + C].copy_from_slice(&sums[r]);
-    }
-}
-
-/// The products of `R` rows with `C` others, all of one length. The order of each sum depends on that length alone.
-#[inline(always)]
-pub(crate) fn dots<S: Simd, const R: usize, const C: usize>(
-    simd: S,
-    left: [&[f32]; R],
-    right: [&[f32]; C],
-) -> [[f32; C]; R] {
-    let inner = left[0].len();
-    let vectors = inner / S::F32_LANES;
-    let mut left_vectors: [&[S::f32s]; R] = [&[]; R];
-    let mut right_vectors: [&[S::f32s]; C] = [&[]; C];
-    for r in 0..R {
-        left_vectors[r] = &S::as_simd_f32s(left[r]).0[..vectors];
-    }
-    for c in 0..C {
-        right_vectors[c] = &S::as_simd_f32s(right[c]).0[..vectors];
-    }
-    // Fused where the instruction set fuses; elsewhere a call for each element would cost more than its rounding.
-    let mut sums = [[simd.splat_f32s(0.0); C]; R];
-    for k in 0..vectors {
-        for c in 0..C {
-            let vector = right_vectors[c][k];
+        let mut weights: [&[[S::f32s; C]]; P] = [&[]; P];
+        for p in 0..P {
+            weights[p] = &S::as_simd_f32s(panels[p]).0.as_chunks().0[..self.depth];
+        }
+        let mut sums = [[[simd.splat_f32s(0.0); C]; P]; R];
+        if self.goes_on {
             for r in 0..R {
-                sums[r][c] = simd.mul_add_e_f32s(left_vectors[r][k], vector, sums[r][c]);
+                for p in 0..P {
+                    sums[r][p] = load::<S, C>(&out[r][self.column + p * WIDTH..]);
+                }
+            }
+        }
+        // Fused where the instruction set fuses; elsewhere a call for each element would cost more than its rounding.
+        for k in 0..self.depth {
+            for r in 0..R {
+                let number = simd.splat_f32s(x[r][k]);
+                for p in 0..P {
+                    for c in 0..C {
+                        sums[r][p][c] = simd.mul_add_e_f32s(weights[p][k][c], number, sums[r][p][c]);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            for p in 0..P {
+                store::<S, C>(sums[r][p], &mut out[r][self.column + p * WIDTH..]);
             }
         }
     }
-    let mut totals = [[0.0; C]; R];
-    for r in 0..R {
-        for c in 0..C {
-            totals[r][c] = simd.reduce_sum_f32s(sums[r][c]);
-            for k in vectors * S::F32_LANES..inner {
-                totals[r][c] += left[r][k] * right[c][k];
-            }
+}
+
+/// A panel's sums of a row; where the row ends before the panel does, the rest is zero.
+#[inline(always)]
+fn load<S: Simd, const C: usize>(row: &[f32]) -> [S::f32s; C] {
+    let mut edge = [0.0; WIDTH];
+    let row = match row.first_chunk::<WIDTH>() {
+        Some(whole) => whole,
+        None => {
+            edge[..row.len()].copy_from_slice(row);
+            &edge
         }
+    };
+    S::as_simd_f32s(row).0.as_chunks().0[0]
+}
+
+/// Puts a panel's sums where [`load`] finds them.
+#[inline(always)]
+fn store<S: Simd, const C: usize>(sums: [S::f32s; C], row: &mut [f32]) {
+    if let Some(whole) = row.first_chunk_mut::<WIDTH>() {
+        S::as_mut_simd_f32s(whole).0.copy_from_slice(&sums);
+    } else {
+        let mut edge = [0.0; WIDTH];
+        S::as_mut_simd_f32s(&mut edge).0.copy_from_slice(&sums);
+        row.copy_from_slice(&edge[..row.len()]);
     }
-    totals
 }
 
 #[cfg(test)]
@@ -265,6 +360,8 @@ mod tests {
     fn values_are_the_twins() {
         for (rows, columns, inner) in [
             (1, 1, 1),
+            (1, 40, 300),
+            (3, 33, 520),
             (2, 5, 7),
             (3, 4, 8),
             (5, 67, 40),
@@ -276,7 +373,7 @@ mod tests {
             let composed = product_composed(&x_t_k, &weight_n_k).unwrap();
             assert_eq!(fused.dims(), [rows, columns]);
             assert!(
-                largest_gap(&fused, &composed) < 1e-5,
+                largest_gap(&fused, &composed) < 1e-6 * inner.max(10) as f32,
                 "{rows} x {columns} over {inner}"
             );
         }
@@ -284,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_rows_result_does_not_depend_on_the_others() {
-        let (x_t_k, weight_n_k) = (numbers(101, 77, 3), numbers(45, 77, 9));
+        let (x_t_k, weight_n_k) = (numbers(101, 277, 3), numbers(45, 277, 9));
         let whole = product(&x_t_k, &weight_n_k).unwrap().to_vec2::<f32>().unwrap();
         for start in [0, 1, 50, 100] {
             for length in [1, 2, 3, 7, 51] {
@@ -293,6 +390,49 @@ mod tests {
                 assert_eq!(part.to_vec2::<f32>().unwrap(), whole[start..start + length]);
             }
         }
+    }
+
+    #[test]
+    fn a_packed_weight_gives_the_same_bits() {
+        for (rows, columns, inner) in [
+            (1, 1, 1),
+            (1, 70, 300),
+            (2, 33, 256),
+            (3, 16, 9),
+            (4, 50, 600),
+            (40, 7, 257),
+        ] {
+            let (x_t_k, weight_n_k) = (numbers(rows, inner, 1), numbers(columns, inner, 50));
+            let bits = |out: Tensor| out.to_vec2::<f32>().unwrap();
+            let expected = bits(product(&x_t_k, &weight_n_k).unwrap());
+            let packed = Packed::new(&weight_n_k, DType::F32).unwrap();
+            assert_eq!(bits(product_packed(&x_t_k, &packed).unwrap()), expected);
+            let half = Packed::new(&weight_n_k, DType::BF16).unwrap();
+            let rounded = weight_n_k
+                .to_dtype(DType::BF16)
+                .unwrap()
+                .to_dtype(DType::F32)
+                .unwrap();
+            assert_eq!(
+                bits(product_packed(&x_t_k, &half).unwrap()),
+                bits(product(&x_t_k, &rounded).unwrap())
+            );
+        }
+    }
+
+    #[test]
+    fn a_packed_weights_gradient_is_the_twins() {
+        let x_t_k = Var::from_tensor(&numbers(5, 300, 1)).unwrap();
+        let packed = Packed::new(&numbers(9, 300, 70), DType::F32).unwrap();
+        let weigh = numbers(5, 9, 400);
+        let gradient = |out: Tensor| {
+            let gradients = (out * &weigh).unwrap().sum_all().unwrap().backward().unwrap();
+            gradients.get(&x_t_k).unwrap().clone()
+        };
+        let fused = gradient(product_packed(&x_t_k, &packed).unwrap());
+        let composed = gradient(product_packed_composed(&x_t_k, &packed).unwrap());
+        assert!(largest_gap(&fused, &composed) < 1e-5);
+        assert!(product_packed(&numbers(2, 299, 0), &packed).is_err());
     }
 
     #[test]

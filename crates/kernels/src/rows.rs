@@ -7,7 +7,6 @@ use pulp::{Simd, WithSimd};
 
 use crate::attention::Heads;
 use crate::lanes;
-use crate::product::dots;
 
 /// Queries that go over the keys together; also what three query heads to a key/value head make of one row.
 const QUERIES: usize = 3;
@@ -202,4 +201,43 @@ fn sum_values<S: Simd, const R: usize, const C: usize>(
         let out = S::as_mut_simd_f32s(&mut queries[r].out[columns.clone()]).0;
         out[..C].copy_from_slice(&sums[r]);
     }
+}
+
+/// The products of `R` rows with `C` others, all of one length. The order of each sum depends on that length alone.
+#[inline(always)]
+fn dots<S: Simd, const R: usize, const C: usize>(
+    simd: S,
+    left: [&[f32]; R],
+    right: [&[f32]; C],
+) -> [[f32; C]; R] {
+    let inner = left[0].len();
+    let vectors = inner / S::F32_LANES;
+    let mut left_vectors: [&[S::f32s]; R] = [&[]; R];
+    let mut right_vectors: [&[S::f32s]; C] = [&[]; C];
+    for r in 0..R {
+        left_vectors[r] = &S::as_simd_f32s(left[r]).0[..vectors];
+    }
+    for c in 0..C {
+        right_vectors[c] = &S::as_simd_f32s(right[c]).0[..vectors];
+    }
+    // Fused where the instruction set fuses; elsewhere a call for each element would cost more than its rounding.
+    let mut sums = [[simd.splat_f32s(0.0); C]; R];
+    for k in 0..vectors {
+        for c in 0..C {
+            let vector = right_vectors[c][k];
+            for r in 0..R {
+                sums[r][c] = simd.mul_add_e_f32s(left_vectors[r][k], vector, sums[r][c]);
+            }
+        }
+    }
+    let mut totals = [[0.0; C]; R];
+    for r in 0..R {
+        for c in 0..C {
+            totals[r][c] = simd.reduce_sum_f32s(sums[r][c]);
+            for k in vectors * S::F32_LANES..inner {
+                totals[r][c] += left[r][k] * right[c][k];
+            }
+        }
+    }
+    totals
 }

@@ -5,7 +5,7 @@ use kernels::{Context, Segment};
 
 use crate::Result;
 use crate::config::{Config, Family};
-use crate::linear::{Linear, narrowed};
+use crate::linear::{Linear, Weight, narrowed};
 use crate::weights::Weights;
 
 /// Keys and values of one layer for every slot of the pool: slots x key/value heads x head width, f32.
@@ -201,12 +201,15 @@ impl Loader<'_> {
     }
 
     fn linear(&mut self, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
-        let weight_o_i = self.matrix(&format!("{name}.weight"), outputs, inputs)?;
+        let weight_o_i = self
+            .weights
+            .take(&format!("{name}.weight"), &[outputs, inputs])?
+            .to_device(self.device)?;
         let bias_o = bias
             .then(|| self.vector(&format!("{name}.bias"), outputs))
             .transpose()?;
         Ok(Linear {
-            weight_o_i,
+            weight: Weight::frozen(&weight_o_i, self.dtype)?,
             bias_o,
             adapter: None,
         })

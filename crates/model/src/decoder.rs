@@ -8,14 +8,15 @@
 //! Left out: a batch dimension, attention masks, windowed attention, dropout.
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor, Var};
-use kernels::{Context, Segment};
+use kernels::{Context, Packed, Segment};
 
 pub use crate::block::{Attention, PoolLayer, Rotation};
 use crate::block::{Block, Loader};
 use crate::config::Config;
-use crate::linear::{Linear, narrowed, narrowed_weight, product};
+use crate::linear::{Linear, Weight, narrowed, narrowed_weight, product};
 use crate::lora::Lora;
 use crate::source::Source;
 use crate::weights::{Weights, safetensors};
@@ -25,9 +26,10 @@ use crate::{Error, Result};
 ///
 /// # Types
 /// With `DType::F32` everything is f32. With `DType::BF16` matrices are rounded to bf16, and so are the inputs of
-/// every matrix product; sums, norms, attention and the residual stream stay f32. On the CPU the rounded numbers are
-/// held in f32. Weights that train are held unrounded and rounded in each product; embedding and head, where they
-/// train, are used as they are held, so that sampler and trainer see the same head.
+/// every matrix product; sums, norms, attention and the residual stream stay f32. Weights that train are held unrounded
+/// and rounded in each product; embedding and head, where they train, are used as they are held, so that sampler and
+/// trainer see the same head. On the CPU, weights that do not train are packed for the product ([`Packed`]), as bf16
+/// in half the memory; other rounded numbers are held in f32.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     /// Shape and constants.
@@ -39,6 +41,10 @@ pub struct Decoder {
     norm_d: Tensor,
     /// Absent where the head is tied to the embedding, or where the checkpoint has another head altogether.
     head_v_d: Option<Tensor>,
+    /// The head as generation multiplies it, made when it is first wanted; absent while the head trains.
+    packed_head: Arc<OnceLock<Packed>>,
+    /// What the head's numbers were rounded to.
+    head_dtype: DType,
     frequencies_r: Tensor,
 }
 
@@ -96,6 +102,8 @@ impl Decoder {
             blocks,
             norm_d,
             head_v_d,
+            packed_head: Arc::default(),
+            head_dtype: dtype,
             frequencies_r,
         })
     }
@@ -155,15 +163,15 @@ impl Decoder {
     /// The attention of packed rows, for [`Decoder::block`].
     ///
     /// # Errors
-    /// Segments that are not the rows `0..rows` in order, or a prefix that is not an earlier whole sequence.
+    /// Segments that are not the rows `0..rows` in order, or a prefix that is not an earlier segment.
     pub fn packed<'a>(&self, rows: usize, segments: &'a [Segment]) -> Result<Attention<'a>> {
         let mut next = 0;
         for (index, segment) in segments.iter().enumerate() {
-            let whole = |prefix: usize| prefix < index && segments[prefix].prefix.is_none();
-            if segment.start != next || segment.len == 0 || !segment.prefix.is_none_or(whole) {
+            let earlier = |prefix: usize| prefix < index;
+            if segment.start != next || segment.len == 0 || !segment.prefix.is_none_or(earlier) {
                 return Err(Error::Request(format!(
-                    "segment {index}: expected rows from {next} on and a prefix that is an earlier segment \
-                     without a prefix, found {segment:?}"
+                    "segment {index}: expected rows from {next} on and a prefix that is an earlier segment, found \
+                     {segment:?}"
                 )));
             }
             next += segment.len;
@@ -196,6 +204,20 @@ impl Decoder {
     pub fn finish(&self, x_t_d: &Tensor) -> Result<Tensor> {
         let hidden_t_d = kernels::rms_norm(x_t_d, &self.norm_d, self.config.norm_epsilon)?;
         Ok(narrowed(&hidden_t_d, self.dtype)?.to_dtype(DType::F32)?)
+    }
+
+    /// Numbers in the matrices that a row is multiplied with, the head among them.
+    pub fn matrix_numbers(&self) -> usize {
+        let Config {
+            hidden,
+            intermediate,
+            heads,
+            key_value_heads,
+            head_dim,
+            ..
+        } = self.config;
+        let block = hidden * (2 * (heads + key_value_heads) * head_dim + 3 * intermediate);
+        self.config.layers * block + self.config.vocabulary * hidden
     }
 
     /// Hidden states after the final norm of packed sequences, t x d in f32; differentiable.
@@ -282,7 +304,18 @@ impl Decoder {
 
     /// Logits over the vocabulary for each row of hidden states (after the final norm), n x v in f32.
     pub fn logits(&self, hidden_n_d: &Tensor) -> Result<Tensor> {
-        Ok(product(&narrowed(hidden_n_d, self.dtype)?, self.head_weight())?)
+        let (hidden_n_d, head_v_d) = (narrowed(hidden_n_d, self.dtype)?, self.head_weight());
+        if head_v_d.track_op() || !head_v_d.device().is_cpu() {
+            return Ok(product(&hidden_n_d, head_v_d)?);
+        }
+        if self.packed_head.get().is_none() {
+            // Where two come here at once, the second copy is dropped.
+            let _ = self.packed_head.set(Packed::new(head_v_d, self.head_dtype)?);
+        }
+        match self.packed_head.get() {
+            Some(packed) => Ok(kernels::product_packed(&hidden_n_d, packed)?),
+            None => Ok(product(&hidden_n_d, head_v_d)?),
+        }
     }
 
     /// The language-model head, v x d; the embedding where they are tied.
@@ -291,11 +324,14 @@ impl Decoder {
     }
 
     /// Every weight, adapters apart, with its Hugging Face name.
-    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+    ///
+    /// # Errors
+    /// A failing tensor operation.
+    pub fn parameters(&self) -> Result<Vec<(String, Tensor)>> {
         let mut copy = self.clone();
-        copy.tensors_mut()
+        copy.slots()
             .into_iter()
-            .map(|(name, tensor)| (name, tensor.clone()))
+            .map(|(name, slot)| Ok((name, slot.tensor()?)))
             .collect()
     }
 
@@ -303,30 +339,40 @@ impl Decoder {
     /// the old weights; clones made after share the variables.
     pub fn make_trainable(&mut self) -> Result<Vec<(String, Var)>> {
         let mut variables = Vec::new();
-        for (name, tensor) in self.tensors_mut() {
-            let variable = Var::from_tensor(&tensor.to_dtype(DType::F32)?)?;
-            *tensor = variable.as_tensor().clone();
+        for (name, slot) in self.slots() {
+            let variable = Var::from_tensor(&slot.tensor()?.to_dtype(DType::F32)?)?;
+            slot.set(variable.as_tensor().clone());
             variables.push((name, variable));
         }
+        self.head_dtype = DType::F32;
+        self.packed_head = Arc::default();
         Ok(variables)
     }
 
-    /// The same model for inference, recording no gradient. In f32 it shares every weight, variables too, and so
-    /// follows their updates; in bf16 it holds the variables as rounded now, and is to be made anew after an update.
+    /// The same model for inference, recording no gradient. What trains is taken as it is now: after an update it is
+    /// to be made anew. Weights that do not train are shared.
     pub fn frozen(&self) -> Result<Self> {
         let mut copy = self.clone();
         let dtype = self.dtype;
-        for (_, linear) in copy.linears_mut() {
-            let adapter = linear
-                .adapter
-                .as_mut()
-                .map(|adapter| [&mut adapter.a_r_i, &mut adapter.b_o_r]);
-            for matrix in adapter.into_iter().flatten().chain([&mut linear.weight_o_i]) {
-                *matrix = narrowed_weight(matrix, dtype)?.detach();
+        if self.head_weight().track_op() {
+            copy.packed_head = Arc::default();
+        }
+        for (_, slot) in copy.slots() {
+            match slot {
+                Slot::Weight(Weight::Packed(_)) => {}
+                Slot::Weight(weight) => *weight = Weight::frozen(&weight.tensor()?, dtype)?,
+                Slot::Tensor(tensor) => *tensor = tensor.detach(),
             }
         }
-        for (_, tensor) in copy.tensors_mut() {
-            *tensor = tensor.detach();
+        for (_, linear) in copy.linears_mut() {
+            let adapter = linear.adapter.as_mut();
+            for matrix in adapter
+                .map(|adapter| [&mut adapter.a_r_i, &mut adapter.b_o_r])
+                .into_iter()
+                .flatten()
+            {
+                *matrix = narrowed_weight(matrix, dtype)?.detach();
+            }
         }
         Ok(copy)
     }
@@ -351,7 +397,7 @@ impl Decoder {
             path: folder.into(),
             source,
         })?;
-        safetensors::write(&folder.join("model.safetensors"), &self.parameters(), dtype)?;
+        safetensors::write(&folder.join("model.safetensors"), &self.parameters()?, dtype)?;
         let path = folder.join("config.json");
         let text = format!(
             "{:#}\n",
@@ -361,33 +407,30 @@ impl Decoder {
     }
 
     /// Every weight by name, adapters apart. The one list of what a decoder consists of.
-    fn tensors_mut(&mut self) -> Vec<(String, &mut Tensor)> {
-        let mut list = vec![("model.embed_tokens.weight".to_owned(), &mut self.embedding_v_d)];
+    fn slots(&mut self) -> Vec<(String, Slot<'_>)> {
+        let mut list = vec![(
+            "model.embed_tokens.weight".to_owned(),
+            Slot::Tensor(&mut self.embedding_v_d),
+        )];
         for (layer, block) in self.blocks.iter_mut().enumerate() {
             let (norms, linears) = block.parts_mut();
             for (part, norm_d) in norms {
-                list.push((format!("model.layers.{layer}.{part}.weight"), norm_d));
+                list.push((
+                    format!("model.layers.{layer}.{part}.weight"),
+                    Slot::Tensor(norm_d),
+                ));
             }
-            for (
-                part,
-                Linear {
-                    weight_o_i, bias_o, ..
-                },
-            ) in linears
-            {
-                list.push((format!("model.layers.{layer}.{part}.weight"), weight_o_i));
-                list.extend(
-                    bias_o
-                        .as_mut()
-                        .map(|bias_o| (format!("model.layers.{layer}.{part}.bias"), bias_o)),
-                );
+            for (part, Linear { weight, bias_o, .. }) in linears {
+                let name = |kind: &str| format!("model.layers.{layer}.{part}.{kind}");
+                list.push((name("weight"), Slot::Weight(weight)));
+                list.extend(bias_o.as_mut().map(|bias_o| (name("bias"), Slot::Tensor(bias_o))));
             }
         }
-        list.push(("model.norm.weight".to_owned(), &mut self.norm_d));
+        list.push(("model.norm.weight".to_owned(), Slot::Tensor(&mut self.norm_d)));
         list.extend(
             self.head_v_d
                 .as_mut()
-                .map(|head_v_d| ("lm_head.weight".to_owned(), head_v_d)),
+                .map(|head_v_d| ("lm_head.weight".to_owned(), Slot::Tensor(head_v_d))),
         );
         list
     }
@@ -400,5 +443,28 @@ impl Decoder {
             list.extend(named.map(|(part, linear)| (format!("model.layers.{layer}.{part}"), linear)));
         }
         list
+    }
+}
+
+/// Where a decoder holds one of its weights.
+enum Slot<'a> {
+    Tensor(&'a mut Tensor),
+    /// The matrix of a linear layer.
+    Weight(&'a mut Weight),
+}
+
+impl Slot<'_> {
+    fn tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::Tensor(tensor) => Ok((*tensor).clone()),
+            Self::Weight(weight) => Ok(weight.tensor()?),
+        }
+    }
+
+    fn set(self, new: Tensor) {
+        match self {
+            Self::Tensor(tensor) => *tensor = new,
+            Self::Weight(weight) => *weight = Weight::Tensor(new),
+        }
     }
 }

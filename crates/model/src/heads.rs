@@ -7,7 +7,7 @@ use kernels::Segment;
 
 use crate::config::Config;
 use crate::decoder::Decoder;
-use crate::linear::{Linear, narrowed, product};
+use crate::linear::{Linear, Weight, product};
 use crate::source::Source;
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -48,7 +48,7 @@ impl RewardModel {
                 .take(&format!("{name}.bias"), &[outputs])?
                 .to_device(device)?;
             Ok(Linear {
-                weight_o_i: narrowed(&weight, dtype)?,
+                weight: Weight::frozen(&weight, dtype)?,
                 bias_o: Some(bias_o),
                 adapter: None,
             })

@@ -3,12 +3,12 @@
 //! The pool keeps the books; the tensors of each layer (slots x key/value heads x head width) belong to the engine.
 //! A [`Place`] lists the slot of every token of a sequence. The list need not fill a block before it goes on in the
 //! next, so a group shares its prompt's slots, a half-filled last block included, and each completion goes on in
-//! blocks of its own: nothing is ever copied. At most fifteen slots a prompt stay empty.
+//! blocks of its own: nothing is ever copied. Prompts that begin alike share the whole blocks of that beginning.
 
 use std::sync::Arc;
 
 /// Slots in a block.
-pub const BLOCK_SLOTS: usize = 16;
+pub const BLOCK_SLOTS: usize = 8;
 
 /// Free blocks and the number of users of each block.
 #[derive(Debug)]
@@ -75,12 +75,15 @@ impl KvPool {
 
     /// A second user of the first `length` tokens of a place.
     pub fn share(&mut self, place: &Place, length: usize) -> Place {
-        for &block in &place.blocks {
+        let slots = &place.slots[..length];
+        let mut blocks: Vec<u32> = slots.iter().map(|slot| slot / BLOCK_SLOTS as u32).collect();
+        blocks.dedup();
+        for &block in &blocks {
             self.users[block as usize] += 1;
         }
         Place {
-            blocks: place.blocks.clone(),
-            slots: place.slots[..length].into(),
+            blocks,
+            slots: slots.into(),
         }
     }
 
@@ -104,35 +107,36 @@ mod tests {
 
     #[test]
     fn a_place_grows_by_blocks_and_comes_back() {
-        let mut pool = KvPool::new(50);
-        assert_eq!((pool.free_blocks(), pool.slots()), (4, 64));
+        let mut pool = KvPool::new(3 * BLOCK_SLOTS + 2);
+        assert_eq!((pool.free_blocks(), pool.slots()), (4, 4 * BLOCK_SLOTS));
         let mut place = Place::default();
-        assert!(pool.grow(&mut place, 17));
-        assert_eq!((place.slots().len(), pool.free_blocks()), (32, 2));
-        assert!(pool.grow(&mut place, 32));
+        assert!(pool.grow(&mut place, BLOCK_SLOTS + 1));
+        assert_eq!((place.slots().len(), pool.free_blocks()), (2 * BLOCK_SLOTS, 2));
+        assert!(pool.grow(&mut place, 2 * BLOCK_SLOTS));
         assert_eq!(pool.free_blocks(), 2);
-        assert!(!pool.grow(&mut place, 65));
-        assert_eq!((place.slots().len(), pool.free_blocks()), (32, 2));
+        assert!(!pool.grow(&mut place, 4 * BLOCK_SLOTS + 1));
+        assert_eq!((place.slots().len(), pool.free_blocks()), (2 * BLOCK_SLOTS, 2));
         pool.release(&mut place);
         assert_eq!((place.slots().len(), pool.free_blocks()), (0, 4));
     }
 
     #[test]
     fn a_group_shares_its_prompt_and_owns_its_replies() {
-        let mut pool = KvPool::new(16 * 8);
+        let mut pool = KvPool::new(8 * BLOCK_SLOTS);
+        let length = BLOCK_SLOTS + 3;
         let mut prompt = Place::default();
-        assert!(pool.grow(&mut prompt, 20));
-        let mut replies = [pool.share(&prompt, 20), pool.share(&prompt, 20)];
+        assert!(pool.grow(&mut prompt, length));
+        let mut replies = [pool.share(&prompt, length), pool.share(&prompt, length)];
         for reply in &mut replies {
-            assert!(pool.grow(reply, 21));
-            assert_eq!(reply.slots()[..20], prompt.slots()[..20]);
-            assert_eq!(reply.slots().len(), 36);
+            assert!(pool.grow(reply, length + 1));
+            assert_eq!(reply.slots()[..length], prompt.slots()[..length]);
+            assert_eq!(reply.slots().len(), length + BLOCK_SLOTS);
         }
         let own: BTreeSet<u32> = replies
             .iter()
-            .flat_map(|reply| reply.slots()[20..].to_vec())
+            .flat_map(|reply| reply.slots()[length..].to_vec())
             .collect();
-        assert_eq!(own.len(), 32, "two replies never write one slot");
+        assert_eq!(own.len(), 2 * BLOCK_SLOTS, "two replies never write one slot");
         assert!(prompt.slots().iter().all(|slot| !own.contains(slot)));
 
         pool.release(&mut prompt);
@@ -141,6 +145,20 @@ mod tests {
         pool.release(&mut first);
         assert_eq!(pool.free_blocks(), 5);
         pool.release(&mut second);
+        assert_eq!(pool.free_blocks(), 8);
+    }
+
+    #[test]
+    fn a_shared_beginning_holds_no_more_than_its_blocks() {
+        let mut pool = KvPool::new(8 * BLOCK_SLOTS);
+        let mut long = Place::default();
+        assert!(pool.grow(&mut long, 4 * BLOCK_SLOTS));
+        let mut beginning = pool.share(&long, BLOCK_SLOTS);
+        assert!(pool.grow(&mut beginning, 2 * BLOCK_SLOTS));
+        assert_eq!(pool.free_blocks(), 3);
+        pool.release(&mut long);
+        assert_eq!(pool.free_blocks(), 6);
+        pool.release(&mut beginning);
         assert_eq!(pool.free_blocks(), 8);
     }
 }

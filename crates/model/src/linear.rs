@@ -1,6 +1,51 @@
 //! One linear layer: a matrix, perhaps a bias, perhaps a low-rank adapter; and the matrix product all layers share.
 
 use candle_core::{DType, Result, Tensor};
+use kernels::Packed;
+
+/// The matrix of a linear layer, outputs x inputs.
+#[derive(Debug, Clone)]
+pub(crate) enum Weight {
+    /// A tensor: a weight that trains, or lies on another device than the CPU.
+    Tensor(Tensor),
+    /// One that stays as it is, in the order in which the CPU multiplies it best.
+    Packed(Packed),
+}
+
+impl Weight {
+    /// A weight that stays as it is, for products of type `dtype`.
+    pub(crate) fn frozen(weight_o_i: &Tensor, dtype: DType) -> Result<Self> {
+        if weight_o_i.device().is_cpu() {
+            Ok(Self::Packed(Packed::new(weight_o_i, dtype)?))
+        } else {
+            Ok(Self::Tensor(narrowed(&weight_o_i.detach(), dtype)?))
+        }
+    }
+
+    /// The numbers as a tensor.
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::Tensor(weight_o_i) => Ok(weight_o_i.clone()),
+            Self::Packed(packed) => packed.tensor(),
+        }
+    }
+
+    /// Outputs and inputs.
+    pub(crate) fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Tensor(weight_o_i) => weight_o_i.dims2(),
+            Self::Packed(packed) => Ok(packed.dims()),
+        }
+    }
+
+    /// `x W^T` in f32, for an `x` that is narrowed already.
+    fn product(&self, x_t_i: &Tensor, dtype: DType) -> Result<Tensor> {
+        match self {
+            Self::Tensor(weight_o_i) => product(x_t_i, &narrowed_weight(weight_o_i, dtype)?),
+            Self::Packed(packed) => kernels::product_packed(x_t_i, packed),
+        }
+    }
+}
 
 /// A low-rank addition to a [`Linear`]: `y += (x A^T) B^T * scale`.
 #[derive(Debug, Clone)]
@@ -17,7 +62,7 @@ pub(crate) struct Adapter {
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
     /// Outputs x inputs.
-    pub(crate) weight_o_i: Tensor,
+    pub(crate) weight: Weight,
     /// Outputs.
     pub(crate) bias_o: Option<Tensor>,
     /// The low-rank addition.
@@ -28,7 +73,7 @@ impl Linear {
     /// Applies the layer to every row; `dtype` is the type of the matrix products' inputs.
     pub(crate) fn apply(&self, x_t_i: &Tensor, dtype: DType) -> Result<Tensor> {
         let x_t_i = &narrowed(x_t_i, dtype)?;
-        let mut y_t_o = product(x_t_i, &narrowed_weight(&self.weight_o_i, dtype)?)?;
+        let mut y_t_o = self.weight.product(x_t_i, dtype)?;
         if let Some(Adapter { a_r_i, b_o_r, scale }) = &self.adapter {
             let inner_t_r = product(x_t_i, &narrowed_weight(a_r_i, dtype)?)?;
             let added_t_o = product(&narrowed(&inner_t_r, dtype)?, &narrowed_weight(b_o_r, dtype)?)?;

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 use crate::decoder::Decoder;
-use crate::linear::{Adapter, Linear, narrowed};
+use crate::linear::{Adapter, Linear, Weight};
 use crate::weights::{Weights, safetensors};
 use crate::{Error, Result};
 
@@ -142,7 +142,7 @@ impl Decoder {
             .into_iter()
             .filter(|(module, _)| lora.targets(module))
         {
-            let (outputs, inputs) = linear.weight_o_i.dims2()?;
+            let (outputs, inputs) = linear.weight.dims()?;
             let (a_r_i, b_o_r) = matrices(&module, outputs, inputs)?;
             let (a_r_i, b_o_r) = (Var::from_tensor(&a_r_i)?, Var::from_tensor(&b_o_r)?);
             let (a, b) = (a_r_i.as_tensor().clone(), b_o_r.as_tensor().clone());
@@ -182,8 +182,8 @@ impl Decoder {
         for (_, linear) in copy.linears_mut() {
             if let Some(Adapter { a_r_i, b_o_r, scale }) = linear.adapter.take() {
                 let change_o_i = b_o_r.detach().matmul(&a_r_i.detach())?.affine(scale, 0.0)?;
-                let weight_o_i = linear.weight_o_i.detach().to_dtype(DType::F32)?;
-                linear.weight_o_i = narrowed(&(weight_o_i + change_o_i)?, dtype)?;
+                let weight_o_i = linear.weight.tensor()?.detach().to_dtype(DType::F32)?;
+                linear.weight = Weight::frozen(&(weight_o_i + change_o_i)?, dtype)?;
             }
         }
         Ok(copy)

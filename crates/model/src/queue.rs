@@ -339,11 +339,14 @@ impl Queue {
                 batch.ends.push((batch.ids.len() - 1, End::Sequence(index)));
             }
         }
-        for (index, group) in self.groups.iter_mut().enumerate() {
+        for index in 0..self.groups.len() {
+            let group = &self.groups[index];
             let length = group.prompt_ids.len();
             if group.place.slots().is_empty() || group.cached == length || budget == 0 {
                 continue;
             }
+            self.share_beginning(index);
+            let group = &mut self.groups[index];
             let end = length.min(group.cached + budget);
             budget -= end - group.cached;
             self.read_tokens += end - group.cached;
@@ -354,5 +357,48 @@ impl Queue {
             }
         }
         batch
+    }
+
+    /// Lets a prompt of which nothing is read yet begin with whole blocks that another one has read, or reads in the
+    /// same pass: a pass writes the keys and values of all its rows before any row attends to them.
+    fn share_beginning(&mut self, index: usize) {
+        let ids = &self.groups[index].prompt_ids;
+        if self.groups[index].cached > 0 {
+            return;
+        }
+        let running = self
+            .running
+            .iter()
+            .map(|other| (&other.ids[..other.cached.min(other.prompt_length)], &other.place));
+        let waiting = self
+            .groups
+            .iter()
+            .map(|other| (&other.prompt_ids[..other.cached], &other.place));
+        let common = |other: &[u32]| {
+            other
+                .iter()
+                .zip(ids)
+                .take_while(|(one, other)| one == other)
+                .count()
+        };
+        let longest = running
+            .chain(waiting)
+            .map(|(other_ids, place)| (common(other_ids), place))
+            .max_by_key(|&(length, _)| length);
+        let Some((length, place)) = longest else { return };
+        // The last token is read in any case, since its logits are wanted.
+        let length = length.min(ids.len() - 1) / BLOCK_SLOTS * BLOCK_SLOTS;
+        if length == 0 {
+            return;
+        }
+        let mut shared = self.pool.share(place, length);
+        let group = &mut self.groups[index];
+        self.pool.release(&mut group.place);
+        // There is room: what was given back is more than what is taken.
+        if self.pool.grow(&mut shared, group.prompt_ids.len()) {
+            (group.place, group.cached) = (shared, length);
+        } else {
+            self.pool.release(&mut shared);
+        }
     }
 }

@@ -186,8 +186,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// One step of the algorithm; its metrics, and the alarms that sound.
-    fn take_step(&mut self, judge: &mut dyn Judge) -> Result<(Metrics, Vec<String>)> {
+    /// One step of the algorithm; its metrics, and the alarms that sound. [`Trainer::run`] is the way to train; a step
+    /// alone leaves no checkpoint.
+    ///
+    /// # Errors
+    /// Whatever stops the step.
+    pub fn take_step(&mut self, judge: &mut dyn Judge) -> Result<(Metrics, Vec<String>)> {
         let (began, step, recipe) = (Instant::now(), self.step + 1, self.recipe.clone());
         let mut cursor = self.cursor.clone();
         let rows = self.deck.deal(&mut cursor, recipe.rollout.prompts);
@@ -249,15 +253,14 @@ impl Trainer {
             .collect();
         // The first minibatch meets the policy that sampled still in place: its own log-probabilities are the old ones,
         // and its ratios exactly 1. For the others they are taken before anything changes.
-        let sampled_from = self.decoder.frozen()?;
-        let old = batches.iter().skip(1).map(|packs| {
-            packs
-                .iter()
-                .map(|pack| sampled(&sampled_from, pack, temperature))
-                .collect::<Result<Vec<_>>>()
-        });
-        let old = old.collect::<Result<Vec<_>>>()?;
-        drop(sampled_from);
+        let mut old = Vec::new();
+        if batches.len() > 1 {
+            let policy = self.decoder.frozen()?;
+            for packs in &batches[1..] {
+                let packs = packs.iter().map(|pack| sampled(&policy, pack, temperature));
+                old.push(packs.collect::<Result<Vec<_>>>()?);
+            }
+        }
 
         let mut updates = Updates::default();
         for (index, packs) in batches.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! The commands, one file each: arguments into calls of the crates beneath.
 
+mod bench;
 mod chat;
 mod dry_run;
 mod eval;
@@ -39,6 +40,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Launch(arguments) => launch::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Export(target) => export::run(&target),
     }
