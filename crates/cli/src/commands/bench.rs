@@ -364,7 +364,7 @@ fn train(arguments: &Bench, show: Show<'_>) -> Result<()> {
             updates += 1;
             let mut gradients = Gradients::new(optimizer.parameters());
             let loss = |log_probability_n: &Tensor| Ok(log_probability_n.mean_all()?.neg()?);
-            backpropagate(&decoder, &pack, 1.0, loss, &mut gradients)?;
+            backpropagate(&decoder, &pack, None, 1.0, loss, &mut gradients)?;
             let sums = gradients.into_sums();
             Ok(optimizer.update(&recipe, &sums, updates, 1e-6, 1.0)?)
         })
