@@ -144,8 +144,9 @@ impl SamplingByMode {
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// A command that runs Python on the program at its standard input without network and apart from this machine's
-    /// files, such as `["docker", "run", "--rm", "-i", "--network=none", "python:3.12", "python3", "-I", "-"]`. It is
-    /// tried before it is trusted. Empty takes bubblewrap.
+    /// files, such as `["docker", "run", "--rm", "-i", "--network=none", "--pids-limit=64", "--memory=2g", "python:3.12",
+    /// "python3", "-I", "-"]`: the limits below are bubblewrap's, a container needs its own. It is tried before it is
+    /// trusted. Empty takes bubblewrap.
     pub wrapper: Vec<String>,
     /// Seconds of processor time for each process.
     pub cpu_s: u64,
@@ -169,6 +170,26 @@ impl Default for Limits {
             processes: 16,
             disk_mb: 64,
         }
+    }
+}
+
+impl Limits {
+    fn check(&self) -> std::result::Result<(), String> {
+        // A day, and a thousand terabytes in MiB: what lies beyond is a slip, and overflows further down.
+        if !(self.wall_s > 0.0 && self.wall_s <= 86_400.0) {
+            return Err(format!(
+                "sandbox.wall_s: expected seconds up to a day, found {}",
+                self.wall_s
+            ));
+        }
+        for (key, megabytes) in [("memory_mb", self.memory_mb), ("disk_mb", self.disk_mb)] {
+            if !(1..=1 << 30).contains(&megabytes) {
+                return Err(format!(
+                    "sandbox.{key}: expected from 1 to 2^30 MiB, found {megabytes}"
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -482,6 +503,7 @@ impl Recipe {
                 self.error_limit
             ));
         }
+        self.sandbox.check()?;
         unique("model", self.models.iter().map(|model| &model.name))?;
         unique("judge", self.judges.iter().map(|judge| &judge.name))?;
         unique("task", self.tasks.iter().map(|task| &task.name))?;
@@ -732,6 +754,13 @@ mod tests {
                 "YYYY-MM-DD",
             ),
             ("error_limit = 2.0", "error_limit"),
+            ("sandbox.wall_s = -1.0", "sandbox.wall_s: expected seconds"),
+            ("sandbox.wall_s = nan", "sandbox.wall_s: expected seconds"),
+            (
+                "sandbox.memory_mb = 99999999999999",
+                "sandbox.memory_mb: expected from 1",
+            ),
+            ("sandbox.disk_mb = 0", "sandbox.disk_mb: expected from 1"),
         ];
         for (text, expected) in cases {
             let error = parse(text, &[]).unwrap_err().to_string();

@@ -171,6 +171,11 @@ pub fn run<H: Host>(
         .then(|| Sandbox::open(&recipe.sandbox))
         .transpose()?;
     let mut cells = open_cells(recipe, choice, &tasks, host)?;
+    if cells.iter().all(|cell| cell.items.is_empty()) {
+        let what = "there is nothing to evaluate: expected at least one model, task and prompt".into();
+        let origin = recipe.run.clone();
+        return Err(Error::Recipe { origin, what }.into());
+    }
     for model in recipe.models.iter().filter(|model| choice.takes_model(model)) {
         ask_model(recipe, model, &mut cells, host)?;
     }
@@ -479,15 +484,23 @@ fn by_rule(target: &Target, reply: &str) -> Option<Score> {
     }
 }
 
+/// Why an answer without text has no verdict: no judge is asked, and none is to blame.
+const EMPTY: &str = "the answer is empty";
+
 /// Which judge that is: whatever its verdicts depend on.
 fn judge_identity<H: Host>(judge: &JudgeRecipe, host: &mut H) -> std::result::Result<String, H::Error> {
     let place = match judge.kind {
         JudgeKind::BuiltIn if judge.heads.is_none() => judge::Heads::built_in_sha256(),
         _ if judge.source.is_some() => host.identity(&judge.as_model())?,
-        _ => format!(
-            "{:?} {:?} {:?} {:?}",
-            judge.url, judge.model, judge.heads, judge.scripted
-        ),
+        _ => match judge.heads.as_ref().or(judge.scripted.as_ref()) {
+            // A file under an old name may say something new.
+            Some(file) => host.identity(&ModelRecipe {
+                source: None,
+                scripted: Some(file.clone()),
+                ..judge.as_model()
+            })?,
+            None => format!("{:?} {:?}", judge.url, judge.model),
+        },
     };
     let asked = format!("{:?} {} {:?}", judge.kind, judge.max_tokens, judge.system);
     Ok(format!("{:016x}", draw(&[&place, &asked])))
@@ -513,12 +526,14 @@ fn judge_cells<H: Host>(
             .partition(|(_, _, case)| case.reply.trim().is_empty());
         for (key, part, _) in empty {
             let verdict = Verdict {
-                unscorable: Some("the answer is empty".into()),
+                unscorable: Some(EMPTY.into()),
                 ..Verdict::default()
             };
             cell.log.add_verdict(key, part, &judge.name, &by, verdict, 0.0)?;
         }
         if cases.is_empty() {
+            let outcome = check_scored(recipe, &judge.name, &by, cell);
+            settle(cell, outcome, host)?;
             continue;
         }
         if opened.is_none() {
@@ -593,7 +608,32 @@ fn judge_cell<H: Host>(
         trouble.map_or(Ok(()), |cause| bearable.note(&cause))
     });
     host.hear(Event::End);
+    let outcome = outcome.and_then(|()| check_scored(recipe, &judge.name, by, cell));
     settle(cell, outcome, host)
+}
+
+/// Holds all that a judge said about a cell, in this run and in earlier ones, to the recipe's limit: an answer that could
+/// not be read is not asked for again, so that running again must not make it bearable.
+fn check_scored(recipe: &Recipe, judge: &str, by: &str, cell: &Cell) -> Result<()> {
+    let (mut total, mut causes) = (0, Vec::new());
+    for ((_, _, name), (who, verdict)) in &cell.log.verdicts {
+        if name == judge && who == by && verdict.unscorable.as_deref() != Some(EMPTY) {
+            total += 1;
+            causes.extend(verdict.unscorable.as_deref());
+        }
+    }
+    match causes.last() {
+        Some(cause) if causes.len() as f64 > recipe.error_limit * f64::from(total) => Err(Error::Task {
+            task: cell.task.name.clone(),
+            what: format!(
+                "{} of {total} verdicts of {judge} could not be read, more than the {:.0}% of error_limit; one of them: {cause}",
+                causes.len(),
+                recipe.error_limit * 100.0
+            ),
+            hint: "the log shows what the judge answered; ask another, or raise error_limit".into(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// What a judge has not said yet about a cell's replies. The thinking is apart from the answer that it sees.

@@ -295,3 +295,27 @@ fn a_choice_leaves_the_rest_alone() {
         .to_string();
     assert!(error.contains("no task `amie`"), "{error}");
 }
+
+#[test]
+fn running_again_does_not_make_a_broken_judge_bearable() {
+    let (_folder, mut recipe) = ready();
+    recipe.error_limit = 0.1;
+    for _ in 0..2 {
+        let (_, results) = measured(&recipe, &mut Desk::default());
+        assert_eq!(results.failures.len(), 1, "{:?}", results.failures);
+        assert!(results.failures[0].contains("task safety"));
+    }
+    recipe.error_limit = 0.5;
+    let (_, results) = measured(&recipe, &mut Desk::default());
+    assert_eq!(results.failures, [""; 0]);
+}
+
+#[test]
+fn nothing_to_evaluate_is_an_error() {
+    let (_folder, mut recipe) = ready();
+    for task in &mut recipe.tasks {
+        task.limit = Some(0);
+    }
+    let error = run(&recipe, &Choice::default(), &mut Desk::default()).expect_err("no prompt");
+    assert!(error.to_string().contains("nothing to evaluate"), "{error}");
+}

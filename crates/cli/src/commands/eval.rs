@@ -107,6 +107,10 @@ fn expand(models: Vec<ModelRecipe>) -> Result<Vec<ModelRecipe>> {
                 Some((step, path))
             })
             .collect();
+        if steps.is_empty() {
+            let source = std::io::Error::other("expected checkpoints step-N, found none");
+            return Err(Error::file(&folder, source));
+        }
         steps.sort();
         expanded.extend(steps.into_iter().map(|(step, path)| ModelRecipe {
             name: format!("{} {step}", model.name),
