@@ -307,12 +307,11 @@ impl Tile<'_> {
 #[inline(always)]
 fn load<S: Simd, const C: usize>(row: &[f32]) -> [S::f32s; C] {
     let mut edge = [0.0; WIDTH];
-    let row = match row.first_chunk::<WIDTH>() {
-        Some(whole) => whole,
-        None => {
-            edge[..row.len()].copy_from_slice(row);
-            &edge
-        }
+    let row = if let Some(whole) = row.first_chunk::<WIDTH>() {
+        whole
+    } else {
+        edge[..row.len()].copy_from_slice(row);
+        &edge
     };
     S::as_simd_f32s(row).0.as_chunks().0[0]
 }

@@ -382,10 +382,11 @@ fn train(arguments: &Bench, show: Show<'_>) -> Result<()> {
 fn step(arguments: &Bench, show: Show<'_>) -> Result<()> {
     let folder = std::env::temp_dir().join(format!("saferl-bench-{}", std::process::id()));
     let text = format!(
-        "run = \"step\"\nruns_dir = {folder:?}\nmodel = {:?}\ndtype = {:?}\nsteps = {}\nmodes = [\"no-think\"]\n\
+        "run = \"step\"\nruns_dir = {:?}\nmodel = {:?}\ndtype = {:?}\nsteps = {}\nmodes = [\"no-think\"]\n\
          [rollout]\nprompts = 4\ncompletions = 8\nmax_new_tokens = {NEW_TOKENS}\n\
          [judge]\nguard = \"toy\"\nhelpfulness = \"toy\"\n[loss]\nkl = 0.0\n[update]\nminibatches = 1\n\
          [optimizer]\nlearning_rate = 1e-6\n",
+        folder.display().to_string(),
         arguments.model,
         arguments.dtype.name(),
         arguments.repeats + 1,
