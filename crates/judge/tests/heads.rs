@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device};
 use judge::data::{Split, load};
-use judge::features::{Features, Layout, fingerprint};
+use judge::features::{Feature, Features, Layout, fingerprint};
 use judge::probe::{Progress, Question, Recipe, train_guard, train_helpfulness};
 use judge::{Conversation, Exchange, Heads, Judge, Panel, Safety};
 use model::chat::Message;
@@ -225,6 +225,13 @@ fn heads_of_another_base_are_refused() {
     assert!(panel.is_err());
 }
 
+/// What a fresh [`Features`] makes of conversations.
+fn features_of(base: &Base, layout: &Layout, conversations: &[Conversation]) -> Vec<Arc<Feature>> {
+    let mut features = Features::new(base.decoder.clone(), Arc::clone(&base.tokenizer), layout.clone());
+    let found = features.of(conversations, &mut |_, _| ());
+    found.into_iter().map(Result::unwrap).collect()
+}
+
 #[test]
 fn replies_that_share_a_prompt_have_the_features_they_have_alone() {
     let base = base();
@@ -233,14 +240,7 @@ fn replies_that_share_a_prompt_have_the_features_they_have_alone() {
         prompt_tokens: 40,
         reply_tokens: 24,
     };
-    let of = |conversations: &[Conversation]| {
-        let mut features = Features::new(base.decoder.clone(), Arc::clone(&base.tokenizer), layout.clone());
-        features
-            .of(conversations, &mut |_, _| ())
-            .into_iter()
-            .map(Result::unwrap)
-            .collect::<Vec<_>>()
-    };
+    let of = |conversations: &[Conversation]| features_of(&base, &layout, conversations);
     let reply = |prompt: &str, reply: &str| Conversation {
         messages: vec![Message::user(prompt)],
         reply: Some(reply.into()),
@@ -301,11 +301,7 @@ fn prompts_that_begin_alike_have_the_features_they_have_alone() {
         conversation("What?", ""),
         conversation("Name a fruit.", "A pear."),
     ];
-    let of = |conversations: &[Conversation]| {
-        let mut features = Features::new(base.decoder.clone(), Arc::clone(&base.tokenizer), layout.clone());
-        let found = features.of(conversations, &mut |_, _| ());
-        found.into_iter().map(Result::unwrap).collect::<Vec<_>>()
-    };
+    let of = |conversations: &[Conversation]| features_of(&base, &layout, conversations);
     for (conversation, shared) in conversations.iter().zip(of(&conversations)) {
         let alone = of(std::slice::from_ref(conversation)).remove(0);
         assert_eq!(alone, shared, "to the last bit");

@@ -81,15 +81,16 @@ pub fn plan(
     }
 }
 
+fn refuse<T>(key: &str, expected: &str, found: String) -> Result<T> {
+    Err(Error::Key {
+        key: key.into(),
+        expected: expected.into(),
+        found,
+    })
+}
+
 /// What neither engine can follow.
 fn check(recipe: &Recipe, processes: usize) -> Result<()> {
-    let refuse = |key: &str, expected: &str, found: String| {
-        Err(Error::Key {
-            key: key.into(),
-            expected: expected.into(),
-            found,
-        })
-    };
     if processes == 0 {
         return refuse("processes", "at least 1", "0".into());
     }
@@ -169,13 +170,9 @@ fn trl_config(recipe: &Recipe, processes: usize, folder: &Path) -> Result<String
     let step = rollout.prompts * recipe.modes.len() * rollout.completions;
     let asked = step / processes;
     if recipe.service.items < asked {
-        return Err(Error::Key {
-            key: "service.items".into(),
-            expected: format!(
-                "at least {asked}: each of TRL's processes asks for its share of a step at once"
-            ),
-            found: recipe.service.items.to_string(),
-        });
+        let expected =
+            format!("at least {asked}: each of TRL's processes asks for its share of a step at once");
+        return refuse("service.items", &expected, recipe.service.items.to_string());
     }
     let minibatch = step / update.minibatches;
     // One group at a time where it divides the minibatch, else a completion at a time.
@@ -287,11 +284,8 @@ fn trl_command(recipe: &Recipe, processes: usize) -> Vec<String> {
 /// A line a group, as verl's data set has it; the reward function finds the messages in `extra_info`.
 fn verl_prompts(recipe: &Recipe, rows: &[&PromptRow]) -> Result<String> {
     if recipe.modes.len() > 1 {
-        return Err(Error::Key {
-            key: "modes".into(),
-            expected: "one mode on verl, whose template arguments are the same for all prompts".into(),
-            found: format!("{:?}", recipe.modes),
-        });
+        let expected = "one mode on verl, whose template arguments are the same for all prompts";
+        return refuse("modes", expected, format!("{:?}", recipe.modes));
     }
     let line = |(index, row): (usize, &&PromptRow)| {
         // Only these two fields: others would be null, and verl's template would print them.
@@ -318,11 +312,7 @@ fn verl_command(recipe: &Recipe, processes: usize, folder: &Path) -> Result<Vec<
         Loss::Gspo => "gspo",
         Loss::Grpo => "vanilla",
         Loss::GspoToken => {
-            return Err(Error::Key {
-                key: "loss.kind".into(),
-                expected: "gspo or grpo on verl".into(),
-                found: "gspo-token".into(),
-            });
+            return refuse("loss.kind", "gspo or grpo on verl", "gspo-token".into());
         }
     };
     let prompts = absolute(&folder.join("prompts.jsonl"));
@@ -333,19 +323,16 @@ fn verl_command(recipe: &Recipe, processes: usize, folder: &Path) -> Result<Vec<
         Schedule::Constant => "constant",
         Schedule::Cosine => "cosine",
         Schedule::Linear => {
-            return Err(Error::Key {
-                key: "optimizer.schedule".into(),
-                expected: "constant or cosine on verl".into(),
-                found: "linear".into(),
-            });
+            return refuse(
+                "optimizer.schedule",
+                "constant or cosine on verl",
+                "linear".into(),
+            );
         }
     };
     if loss.mask_truncated {
-        return Err(Error::Key {
-            key: "loss.mask_truncated".into(),
-            expected: "false on verl, whose loss takes truncated completions in".into(),
-            found: "true".into(),
-        });
+        let expected = "false on verl, whose loss takes truncated completions in";
+        return refuse("loss.mask_truncated", expected, "true".into());
     }
     let mut words: Vec<String> = ["python3", "-m", "verl.trainer.main_ppo"]
         .map(String::from)
