@@ -1,7 +1,32 @@
 //! A reward into an advantage: how much better a completion is than the others of its group.
 
+use serde::{Deserialize, Serialize};
+
 /// Added to the standard deviation, so that a group that hardly differs does not explode. Source: TRL's GRPO.
 pub const EPSILON: f64 = 1e-4;
+
+/// Whose standard deviation an advantage is measured in. Source: `scale_rewards` of TRL's GRPO.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scale {
+    /// Its group's, as in the GSPO paper: every group pushes equally hard, be its answers far apart or nearly alike.
+    #[default]
+    Group,
+    /// The whole batch's: a group of answers that are nearly alike hardly pushes.
+    Batch,
+}
+
+/// The advantages of every group of a batch, by the scale; see [`advantages`] for one group.
+pub fn batch_advantages(scale: Scale, rewards: &[Vec<Option<f64>>]) -> Vec<Option<Vec<Option<f64>>>> {
+    match scale {
+        Scale::Group => rewards.iter().map(|group| advantages(group)).collect(),
+        Scale::Batch => {
+            let scored: Vec<f64> = rewards.iter().flatten().flatten().copied().collect();
+            let batch = deviation(&scored);
+            rewards.iter().map(|group| compare(group, |_| batch)).collect()
+        }
+    }
+}
 
 /// Advantages of one group: `(reward - mean) / (standard deviation + 1e-4)` with n - 1 in the deviation.
 ///
@@ -15,13 +40,18 @@ pub const EPSILON: f64 = 1e-4;
 /// assert!(train::advantage::advantages(&[Some(2.0), Some(2.0)]).is_none());
 /// ```
 pub fn advantages(rewards: &[Option<f64>]) -> Option<Vec<Option<f64>>> {
+    compare(rewards, deviation)
+}
+
+/// Each reward's distance from the group's mean, in the deviation that `spread` makes of the group's rewards.
+fn compare(rewards: &[Option<f64>], spread: impl Fn(&[f64]) -> f64) -> Option<Vec<Option<f64>>> {
     let scored: Vec<f64> = rewards.iter().flatten().copied().collect();
     let first = *scored.first()?;
     if scored.iter().all(|&reward| reward == first) {
         return None;
     }
     let mean = mean(&scored);
-    let deviation = deviation(&scored);
+    let deviation = spread(&scored);
     Some(
         rewards
             .iter()
@@ -52,6 +82,19 @@ pub fn deviation(values: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_has_one_scale() {
+        let groups = [vec![Some(-10.0), Some(2.0), None], vec![Some(1.0), Some(1.5)], vec![Some(1.0), Some(1.0)]];
+        let scored = [-10.0, 2.0, 1.0, 1.5, 1.0, 1.0];
+        let scaled = batch_advantages(Scale::Batch, &groups);
+        let first = scaled[0].as_ref().unwrap();
+        assert!((first[1].unwrap() - 6.0 / (deviation(&scored) + EPSILON)).abs() < 1e-12 && first[2].is_none());
+        let second = scaled[1].as_ref().unwrap();
+        assert!((first[1].unwrap() / second[1].unwrap() - 24.0).abs() < 1e-9, "the distances keep their ratio");
+        assert!(scaled[2].is_none(), "a group with one reward teaches nothing");
+        assert_eq!(batch_advantages(Scale::Group, &groups)[1], advantages(&groups[1]));
+    }
 
     #[test]
     fn advantages_sum_to_zero_and_keep_the_order() {

@@ -11,6 +11,7 @@ use model::template::RenderOptions;
 use model::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
+use crate::advantage::Scale;
 use crate::error::{Error, Result};
 use crate::gspo::Loss;
 use crate::prompts::{Cursor, Deck, PromptRow, load};
@@ -211,7 +212,7 @@ fn trl_config(recipe: &Recipe, processes: usize, folder: &Path) -> Result<String
         ("top_k", json!(rollout.top_k)),
         ("importance_sampling_level", json!(level)),
         ("loss_type", json!("grpo")),
-        ("scale_rewards", json!("group")),
+        ("scale_rewards", json!(loss.scale)),
         ("epsilon", json!(loss.clip_low)),
         ("epsilon_high", json!(loss.clip_high)),
         ("beta", json!(loss.kl)),
@@ -330,6 +331,9 @@ fn verl_command(recipe: &Recipe, processes: usize, folder: &Path) -> Result<Vec<
             );
         }
     };
+    if loss.scale == Scale::Batch {
+        return refuse("loss.scale", "group on verl", "batch".into());
+    }
     if loss.mask_truncated {
         let expected = "false on verl, whose loss takes truncated completions in";
         return refuse("loss.mask_truncated", expected, "true".into());

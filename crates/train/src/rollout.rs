@@ -8,7 +8,7 @@ use model::chat::{Mode, Prompt};
 use model::generate::{Completion, Generate, Sampling};
 use serde::Serialize;
 
-use crate::advantage::advantages;
+use crate::advantage::batch_advantages;
 use crate::error::{Error, Result};
 use crate::prompts::PromptRow;
 use crate::question::Question;
@@ -165,9 +165,12 @@ pub fn judge_all(
         );
         sleep(Duration::from_secs_f64(recipe.judge.wait_s));
     }
-    for group in &mut groups {
-        let rewards: Vec<Option<f64>> = group.answers.iter().map(Answer::reward).collect();
-        group.advantages = advantages(&rewards);
+    let rewards: Vec<Vec<Option<f64>>> = groups
+        .iter()
+        .map(|group| group.answers.iter().map(Answer::reward).collect())
+        .collect();
+    for (group, advantages) in groups.iter_mut().zip(batch_advantages(recipe.loss.scale, &rewards)) {
+        group.advantages = advantages;
     }
     Ok(groups)
 }
@@ -300,6 +303,7 @@ pub(crate) mod tests {
     use model::generate::FinishReason;
 
     use super::*;
+    use crate::advantage::advantages;
     use crate::recipe::Kind;
 
     pub(crate) fn completion(ids: &[u32], content: &str) -> Completion {

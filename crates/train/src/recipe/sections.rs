@@ -7,6 +7,7 @@ use judge::{Controversial, ReadAt, RewardKind};
 use model::generate::Sampling;
 use serde::{Deserialize, Serialize};
 
+use crate::advantage::Scale;
 use crate::gspo::{Loss, Objective};
 
 /// The type of a model's matrix products.
@@ -307,6 +308,8 @@ pub struct LossRecipe {
     pub clip_high: f64,
     /// Weight of the KL divergence to the starting model; 0 saves computing it.
     pub kl: f64,
+    /// What advantages are measured in: the deviation of their `group`, or of the whole `batch`.
+    pub scale: Scale,
     /// Leave completions out of the loss that ran into the length limit.
     pub mask_truncated: bool,
 }
@@ -318,6 +321,7 @@ impl Default for LossRecipe {
             clip_low: 3e-4,
             clip_high: 4e-4,
             kl: 0.0,
+            scale: Scale::default(),
             mask_truncated: false,
         }
     }
