@@ -12,12 +12,33 @@ use pulp::{Arch, WithSimd};
 /// How many partial sums a reduction keeps: two AVX2 registers, four SSE or NEON ones.
 pub(crate) const LANES: usize = 16;
 
+/// What `SAFERL_KERNELS` in the environment asks for.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Setting {
+    /// The best that the machine has.
+    Best,
+    /// Its best vectors, but bf16 numbers widened to f32, as on a machine without products of bf16 pairs.
+    Widened,
+    /// The baseline instruction set.
+    Portable,
+}
+
+/// `SAFERL_KERNELS`, read once.
+pub(crate) fn setting() -> Setting {
+    static SETTING: OnceLock<Setting> = OnceLock::new();
+    *SETTING.get_or_init(|| match std::env::var("SAFERL_KERNELS").as_deref() {
+        Ok("portable") => Setting::Portable,
+        Ok("widened") => Setting::Widened,
+        _ => Setting::Best,
+    })
+}
+
 /// Runs a kernel on the best instruction set, or on the baseline if `SAFERL_KERNELS=portable`.
 pub(crate) fn run<K: WithSimd>(kernel: K) -> K::Output {
     static ARCH: OnceLock<Arch> = OnceLock::new();
-    let arch = *ARCH.get_or_init(|| match std::env::var("SAFERL_KERNELS") {
-        Ok(name) if name == "portable" => Arch::Scalar,
-        _ => Arch::new(),
+    let arch = *ARCH.get_or_init(|| match setting() {
+        Setting::Portable => Arch::Scalar,
+        Setting::Widened | Setting::Best => Arch::new(),
     });
     arch.dispatch(kernel)
 }

@@ -17,8 +17,11 @@ use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::bf16::{self, Strip, rounded};
 use crate::lanes;
 use crate::matmul::{View, multiply};
+use crate::packed::{Packed, WIDTH};
+use crate::pairs::{Left, Pairs, Right, Source, round};
 use crate::slices::{fusible, read};
 
 /// Into how many tasks the vocabulary is cut. A constant, so that sums do not depend on the number of threads.
@@ -72,12 +75,55 @@ pub fn log_probability_and_entropy(
             entropy_composed(hidden_t_d, weight_v_d, temperature)?,
         ));
     }
+    fused(hidden_t_d, weight_v_d, targets, temperature, None)
+}
+
+/// [`log_probability`] of hidden rows and a weight rounded to bf16 ([`crate::product_bf16`]); so are exponentials and
+/// gradients where they are multiplied. Sums stay f32.
+///
+/// # Errors
+/// As [`log_probability`].
+pub fn log_probability_bf16(
+    hidden_t_d: &Tensor,
+    weight_v_d: &Tensor,
+    targets: &[u32],
+    temperature: f64,
+) -> Result<Tensor> {
+    if !bf16::available() || !fusible(&[hidden_t_d, weight_v_d]) {
+        let (hidden_t_d, weight_v_d) = (rounded(hidden_t_d)?, rounded(weight_v_d)?);
+        return log_probability(&hidden_t_d, &weight_v_d, targets, temperature);
+    }
+    check(hidden_t_d, weight_v_d, temperature)?;
+    check_targets(hidden_t_d, weight_v_d, targets)?;
+    let packed = Packed::new(weight_v_d, DType::BF16)?;
+    Ok(fused(hidden_t_d, weight_v_d, targets, temperature, Some(packed))?.0)
+}
+
+/// [`log_probability_bf16`] in plain candle operations; the whole logits exist.
+pub fn log_probability_bf16_composed(
+    hidden_t_d: &Tensor,
+    weight_v_d: &Tensor,
+    targets: &[u32],
+    temperature: f64,
+) -> Result<Tensor> {
+    let (hidden_t_d, weight_v_d) = (rounded(hidden_t_d)?, rounded(weight_v_d)?);
+    log_probability_composed(&hidden_t_d, &weight_v_d, targets, temperature)
+}
+
+/// Log-probabilities and entropies, multiplied as bf16 where the weight is there as such too.
+fn fused(
+    hidden_t_d: &Tensor,
+    weight_v_d: &Tensor,
+    targets: &[u32],
+    temperature: f64,
+    packed: Option<Packed>,
+) -> Result<(Tensor, Vec<f32>)> {
     let weight_v_d = weight_v_d.contiguous()?;
     let wanted = Wanted {
         targets: Some(targets),
         slopes: hidden_t_d.track_op(),
     };
-    let scan = scan(hidden_t_d, &weight_v_d, temperature, wanted)?;
+    let scan = scan(hidden_t_d, &weight_v_d, packed.as_ref(), temperature, wanted)?;
     let (device, rows) = (hidden_t_d.device(), targets.len());
     let head = Head {
         log_probability_t: scan
@@ -94,6 +140,7 @@ pub fn log_probability_and_entropy(
         )?,
         targets: targets.into(),
         temperature: temperature as f32,
+        packed,
     };
     Ok((hidden_t_d.apply_op2(&weight_v_d, head)?, scan.entropy_t))
 }
@@ -126,7 +173,7 @@ pub fn entropy(hidden_t_d: &Tensor, weight_v_d: &Tensor, temperature: f64) -> Re
         targets: None,
         slopes: false,
     };
-    Ok(scan(hidden_t_d, weight_v_d, temperature, wanted)?.entropy_t)
+    Ok(scan(hidden_t_d, weight_v_d, None, temperature, wanted)?.entropy_t)
 }
 
 /// [`entropy`] in plain candle operations; the whole logits exist.
@@ -199,7 +246,13 @@ struct Scan {
     slope_t_d: Vec<f32>,
 }
 
-fn scan(hidden_t_d: &Tensor, weight_v_d: &Tensor, temperature: f64, wanted: Wanted) -> Result<Scan> {
+fn scan(
+    hidden_t_d: &Tensor,
+    weight_v_d: &Tensor,
+    packed: Option<&Packed>,
+    temperature: f64,
+    wanted: Wanted,
+) -> Result<Scan> {
     let (width, vocabulary) = (weight_v_d.dim(1)?, weight_v_d.dim(0)?);
     read([hidden_t_d, weight_v_d], |[hidden, weight]| {
         let mut scan = Scan::default();
@@ -207,15 +260,17 @@ fn scan(hidden_t_d: &Tensor, weight_v_d: &Tensor, temperature: f64, wanted: Want
             let rows = hidden.len() / width;
             let targets = wanted.targets.map(|targets| &targets[pass * PASS..][..rows]);
             let wanted = Wanted { targets, ..wanted };
+            let left = packed.map(|_| Left::of_rows(hidden, width));
             let head = Matrices {
                 hidden,
                 weight,
                 width,
                 inverse: (1.0 / temperature) as f32,
+                rounded: Rounded::of(left.as_ref(), packed),
             };
             let stripes: Vec<Stripe> = stripes(vocabulary)
                 .into_par_iter()
-                .map_init(Vec::new, |tile, range| head.scan_stripe(range, wanted, tile))
+                .map_init(Room::default, |room, range| head.scan_stripe(range, wanted, room))
                 .collect();
             head.merge(&stripes, wanted, &mut scan);
         }
@@ -223,9 +278,9 @@ fn scan(hidden_t_d: &Tensor, weight_v_d: &Tensor, temperature: f64, wanted: Want
     })
 }
 
-/// Cuts the vocabulary into at most [`STRIPES`] ranges.
+/// Cuts the vocabulary into at most [`STRIPES`] ranges, each from a panel's beginning on.
 fn stripes(vocabulary: usize) -> Vec<Range<usize>> {
-    let len = vocabulary.div_ceil(STRIPES);
+    let len = vocabulary.div_ceil(STRIPES).next_multiple_of(WIDTH);
     (0..vocabulary)
         .step_by(len)
         .map(|first| first..(first + len).min(vocabulary))
@@ -253,17 +308,115 @@ struct Matrices<'a> {
     width: usize,
     /// One over the temperature.
     inverse: f32,
+    /// The operands as products of bf16 take them, where they are to be.
+    rounded: Option<Rounded<'a>>,
+}
+
+/// The operands of the head rounded to bf16.
+#[derive(Clone, Copy)]
+struct Rounded<'a> {
+    hidden: &'a Left,
+    weight: &'a [Pairs],
+    vocabulary: usize,
+    width: usize,
+}
+
+/// Where a task keeps what it makes on the way.
+#[derive(Default)]
+struct Room {
+    tile: Vec<f32>,
+    left: Left,
+    panels: Vec<Pairs>,
+}
+
+impl<'a> Rounded<'a> {
+    fn of(hidden: Option<&'a Left>, packed: Option<&'a Packed>) -> Option<Self> {
+        let (vocabulary, width) = packed?.dims();
+        Some(Self {
+            hidden: hidden?,
+            weight: packed?.pairs()?,
+            vocabulary,
+            width,
+        })
+    }
+
+    /// Puts the products of some rows with some tokens into the tile.
+    fn logits(self, rows: Range<usize>, tokens: Range<usize>, room: &mut Room) {
+        let mut out: Vec<&mut [f32]> = room.tile.chunks_exact_mut(tokens.len()).collect();
+        let right = Right {
+            outputs: self.vocabulary,
+            inner: self.width,
+            numbers: Source::Packed(self.weight),
+        };
+        Strip {
+            left: self.hidden,
+            right,
+            inner: 0..self.width,
+            row: rows.start,
+            panel: tokens.start / WIDTH,
+            accumulate: false,
+            out: &mut out,
+            room: &mut room.panels,
+        }
+        .multiply();
+    }
+
+    /// Adds the products of the tile with the weight of its tokens to `mean_t_d`.
+    fn add_means(self, tokens: Range<usize>, room: &mut Room, mean_t_d: &mut [f32]) {
+        room.left.take_rows(&room.tile, tokens.len());
+        let right = Right {
+            outputs: self.width,
+            inner: self.vocabulary,
+            numbers: Source::Turned(self.weight),
+        };
+        add_products(&room.left, right, tokens, &mut room.panels, mean_t_d);
+    }
+
+    /// Adds the products of the tile's columns with the rows' hidden states to `out_v_d`.
+    fn add_gradients(self, tokens: usize, hidden: &[f32], room: &mut Room, out_v_d: &mut [f32]) {
+        room.left.take_columns(&room.tile, tokens);
+        let inner = hidden.len() / self.width;
+        let right = Right {
+            outputs: self.width,
+            inner,
+            numbers: Source::Columns(hidden),
+        };
+        add_products(&room.left, right, 0..inner, &mut room.panels, out_v_d);
+    }
+}
+
+/// Adds the products of all rows of `left` to the rows of `out`.
+fn add_products(left: &Left, right: Right, inner: Range<usize>, room: &mut Vec<Pairs>, out: &mut [f32]) {
+    let mut out: Vec<&mut [f32]> = out.chunks_exact_mut(right.outputs).collect();
+    Strip {
+        left,
+        right,
+        inner,
+        row: 0,
+        panel: 0,
+        accumulate: true,
+        out: &mut out,
+        room,
+    }
+    .multiply();
 }
 
 impl Matrices<'_> {
-    /// Puts the logits of some rows over some tokens into `tile`.
-    fn logits(self, rows: Range<usize>, tokens: Range<usize>, tile: &mut Vec<f32>) {
+    /// Puts the logits of some rows over some tokens into the tile.
+    fn logits(self, rows: Range<usize>, tokens: Range<usize>, room: &mut Room) {
         let width = self.width;
+        room.tile.resize(rows.len() * tokens.len(), 0.0);
+        if let Some(rounded) = self.rounded {
+            rounded.logits(rows, tokens, room);
+            return lanes::run(Scale {
+                values: &mut room.tile,
+                factor: self.inverse,
+            });
+        }
         let hidden = View::new(&self.hidden[rows.start * width..], rows.len(), width, width);
         let weight = View::new(&self.weight[tokens.start * width..], tokens.len(), width, width);
-        tile.resize(rows.len() * tokens.len(), 0.0);
         multiply(
-            tile,
+            &mut room.tile,
             tokens.len(),
             hidden,
             weight.transposed(),
@@ -282,7 +435,7 @@ impl Matrices<'_> {
         }
     }
 
-    fn scan_stripe(self, range: Range<usize>, wanted: Wanted, tile: &mut Vec<f32>) -> Stripe {
+    fn scan_stripe(self, range: Range<usize>, wanted: Wanted, room: &mut Room) -> Stripe {
         let (rows, width) = (self.hidden.len() / self.width, self.width);
         let kept = if wanted.slopes { width } else { 0 };
         let mut stripe = Stripe {
@@ -293,7 +446,8 @@ impl Matrices<'_> {
             targets: Vec::new(),
         };
         self.tiles(range, |rows, tokens| {
-            self.logits(rows.clone(), tokens.clone(), tile);
+            self.logits(rows.clone(), tokens.clone(), room);
+            let tile = &mut room.tile;
             for (row, &target) in rows
                 .clone()
                 .zip(wanted.targets.map_or(&[][..], |targets| &targets[rows.start..]))
@@ -312,18 +466,16 @@ impl Matrices<'_> {
                 moment_t: &mut stripe.moment_t[rows.clone()],
                 mean_t_d: &mut stripe.mean_t_d[rows.start * kept..rows.end * kept],
             });
-            if wanted.slopes {
-                let exponents = View::new(tile, rows.len(), tokens.len(), tokens.len());
-                let weight = View::new(&self.weight[tokens.start * width..], tokens.len(), width, width);
-                multiply(
-                    &mut stripe.mean_t_d[rows.start * width..],
-                    width,
-                    exponents,
-                    weight,
-                    1.0,
-                    true,
-                );
+            if !wanted.slopes {
+                return;
             }
+            let mean_t_d = &mut stripe.mean_t_d[rows.start * width..rows.end * width];
+            if let Some(rounded) = self.rounded {
+                return rounded.add_means(tokens, room, mean_t_d);
+            }
+            let exponents = View::new(tile, rows.len(), tokens.len(), tokens.len());
+            let weight = View::new(&self.weight[tokens.start * width..], tokens.len(), width, width);
+            multiply(mean_t_d, width, exponents, weight, 1.0, true);
         });
         stripe
     }
@@ -356,7 +508,10 @@ impl Matrices<'_> {
                     lanes::add_scaled(slope_d, mean_d, -factor / sum * self.inverse);
                 }
                 let weight_d = &self.weight[targets[row] as usize * width..][..width];
-                lanes::add_scaled(slope_d, weight_d, self.inverse);
+                match self.rounded {
+                    Some(_) => lanes::add_scaled(slope_d, &round(weight_d), self.inverse),
+                    None => lanes::add_scaled(slope_d, weight_d, self.inverse),
+                }
             }
         }
         if wanted.targets.is_some() {
@@ -370,13 +525,14 @@ impl Matrices<'_> {
     /// The gradient for a stripe of the weight: `sum_t (onehot - p) * gradient / temperature * hidden`.
     fn weight_gradient(self, stripe: Range<usize>, head: &Head, gradient_t: &[f32], out: &mut [f32]) {
         let (width, first) = (self.width, stripe.start);
-        let mut tile = Vec::new();
+        let mut room = Room::default();
         self.tiles(stripe, |rows, tokens| {
-            self.logits(rows.clone(), tokens.clone(), &mut tile);
+            self.logits(rows.clone(), tokens.clone(), &mut room);
+            let tile = &mut room.tile;
             let gradient_t = &gradient_t[rows.clone()];
             let log_sum_t = &head.log_sum_t[rows.clone()];
             lanes::run(LogitGradients {
-                tile: &mut tile,
+                tile,
                 tokens: tokens.len(),
                 log_sum_t,
                 gradient_t,
@@ -388,9 +544,13 @@ impl Matrices<'_> {
                         gradient_t[row] * self.inverse;
                 }
             }
-            let slopes = View::new(&tile, rows.len(), tokens.len(), tokens.len());
+            let out = &mut out[(tokens.start - first) * width..][..tokens.len() * width];
+            if let Some(rounded) = self.rounded {
+                let hidden = &self.hidden[rows.start * width..rows.end * width];
+                return rounded.add_gradients(tokens.len(), hidden, &mut room, out);
+            }
+            let slopes = View::new(tile, rows.len(), tokens.len(), tokens.len());
             let hidden = View::new(&self.hidden[rows.start * width..], rows.len(), width, width);
-            let out = &mut out[(tokens.start - first) * width..];
             multiply(out, width, slopes.transposed(), hidden, 1.0, true);
         });
     }
@@ -404,6 +564,8 @@ struct Head {
     slope_t_d: Tensor,
     targets: Arc<[u32]>,
     temperature: f32,
+    /// The weight as bf16, where products are those of bf16.
+    packed: Option<Packed>,
 }
 
 impl CustomOp2 for Head {
@@ -434,11 +596,13 @@ impl CustomOp2 for Head {
             let gradient = read(
                 [hidden_t_d, weight_v_d, gradient_t],
                 |[hidden, weight, gradient_t]| {
+                    let left = self.packed.as_ref().map(|_| Left::of_rows(hidden, width));
                     let head = Matrices {
                         hidden,
                         weight,
                         width,
                         inverse: 1.0 / self.temperature,
+                        rounded: Rounded::of(left.as_ref(), self.packed.as_ref()),
                     };
                     let mut gradient = vec![0.0; vocabulary * width];
                     let stripes = stripes(vocabulary);
@@ -517,6 +681,21 @@ fn exp_with_moment(values: &mut [f32], shift: f32) -> (f32, f32) {
     (sum, moment)
 }
 
+/// Multiplies all by one number.
+struct Scale<'a> {
+    values: &'a mut [f32],
+    factor: f32,
+}
+
+impl WithSimd for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        lanes::scale(self.values, self.factor);
+    }
+}
+
 /// Turns a tile of logits into `-p * gradient / temperature`.
 struct LogitGradients<'a> {
     tile: &'a mut [f32],
@@ -577,6 +756,24 @@ mod tests {
                     5e-6,
                 );
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn as_bf16_it_is_near_its_twin() -> Result<()> {
+        for (rows, vocabulary, width) in [(1, 1, 1), (5, 7, 3), (130, 40, 8), (3, 9000, 17), (515, 33, 300)] {
+            let (hidden, weight, targets) = inputs(rows, vocabulary, width)?;
+            let found = log_probability_bf16(&hidden, &weight, &targets, 0.6)?;
+            let expected = log_probability_bf16_composed(&hidden, &weight, &targets, 0.6)?;
+            assert_close(&found, &expected, 5e-6);
+            // Probabilities are rounded before they are multiplied, here; and gradients after it, there.
+            assert_twins(
+                [&hidden, &weight],
+                || log_probability_bf16(&hidden, &weight, &targets, 0.6),
+                || log_probability_bf16_composed(&hidden, &weight, &targets, 0.6),
+                2f64.powi(-7),
+            );
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! A panel is [`WIDTH`] rows of a weight, which are outputs of the product, and lies by its inputs: for each input the
 //! panel's numbers side by side, so that a vector of them meets one number of an activation. Inputs are cut into blocks
-//! of [`DEPTH`], within which panel follows panel: a product goes through memory from front to back.
+//! of [`DEPTH`], within which panel follows panel: a product goes through memory from front to back. As bf16 the panel
+//! holds the numbers of two inputs side by side for each output (`pairs.rs`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::pairs::{Pairs, Right, Source, apart};
 use crate::slices::read;
 
 /// Outputs of a panel.
@@ -28,29 +30,45 @@ pub struct Packed {
 #[derive(Debug)]
 enum Numbers {
     F32(Vec<f32>),
-    /// The upper halves of f32 numbers.
-    Bf16(Vec<u16>),
+    Bf16(Vec<Pairs>),
 }
 
 impl Packed {
     /// Packs an f32 weight `[n,k]` on the CPU. As `DType::BF16` its numbers are rounded to bf16 and held in half the
-    /// memory; a product is then that of the rounded numbers, in f32.
+    /// memory; a product then rounds its other numbers too, and sums in f32.
     ///
     /// # Errors
     /// A tensor of another type or device, or another `dtype` than F32 and BF16.
     pub fn new(weight_n_k: &Tensor, dtype: DType) -> Result<Self> {
         let (outputs, inputs) = weight_n_k.dims2()?;
-        let numbers = read([weight_n_k], |[rows]| {
-            let rows = Weights {
-                outputs,
-                inputs,
-                numbers: Layout::Rows(rows),
-            };
-            match dtype {
-                DType::F32 => Ok(Numbers::F32(rows.pack(|number| number))),
-                DType::BF16 => Ok(Numbers::Bf16(rows.pack(rounded))),
-                other => bail!("packed weights are f32 or bf16, not {other:?}"),
+        let numbers = read([weight_n_k], |[rows]| match dtype {
+            DType::F32 => {
+                let numbers = Layout::Rows(rows);
+                let weights = Weights {
+                    outputs,
+                    inputs,
+                    numbers,
+                };
+                let fill = |panel, block, target: &mut [f32]| {
+                    target.copy_from_slice(weights.panel(panel, block, &mut Vec::new()));
+                };
+                Ok(Numbers::F32(pack((outputs, inputs), |depth| depth * WIDTH, fill)))
             }
+            DType::BF16 => {
+                let (inner, numbers) = (inputs, Source::Rows(rows));
+                let right = Right {
+                    outputs,
+                    inner,
+                    numbers,
+                };
+                let fill = |panel, block, target: &mut [Pairs]| right.fill(panel, block, target);
+                Ok(Numbers::Bf16(pack(
+                    (outputs, inputs),
+                    |depth| depth.div_ceil(2),
+                    fill,
+                )))
+            }
+            other => bail!("packed weights are f32 or bf16, not {other:?}"),
         })?;
         Ok(Self {
             outputs,
@@ -68,7 +86,7 @@ impl Packed {
     pub fn bytes(&self) -> usize {
         match &*self.numbers {
             Numbers::F32(numbers) => 4 * numbers.len(),
-            Numbers::Bf16(numbers) => 2 * numbers.len(),
+            Numbers::Bf16(numbers) => size_of::<Pairs>() * numbers.len(),
         }
     }
 
@@ -83,7 +101,7 @@ impl Packed {
             rows.par_chunks_mut(WIDTH * inputs)
                 .enumerate()
                 .for_each_init(Vec::new, |room, (panel, rows)| {
-                    for block in blocks(inputs) {
+                    for block in blocks(0..inputs) {
                         let numbers = weights.panel(panel, block.clone(), room);
                         for (lane, row) in rows.chunks_exact_mut(inputs).enumerate() {
                             for (input, number) in row[block.clone()].iter_mut().enumerate() {
@@ -94,6 +112,14 @@ impl Packed {
                 });
         }
         Tensor::from_vec(rows, (self.outputs, inputs), &Device::Cpu)
+    }
+
+    /// The numbers of a weight packed as bf16.
+    pub(crate) fn pairs(&self) -> Option<&[Pairs]> {
+        match &*self.numbers {
+            Numbers::F32(_) => None,
+            Numbers::Bf16(pairs) => Some(pairs),
+        }
     }
 
     pub(crate) fn weights(&self) -> Weights<'_> {
@@ -108,20 +134,12 @@ impl Packed {
     }
 }
 
-/// The upper half of the bf16 number next to `number`, ties to even. NaN stays NaN.
-fn rounded(number: f32) -> u16 {
-    let bits = number.to_bits();
-    if number.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
-}
-
 /// The blocks that inputs are cut into.
-pub(crate) fn blocks(inputs: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..inputs)
+pub(crate) fn blocks(inputs: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = inputs.end;
+    inputs
         .step_by(DEPTH)
-        .map(move |first| first..inputs.min(first + DEPTH))
+        .map(move |first| first..end.min(first + DEPTH))
 }
 
 /// A weight as a product reads it.
@@ -137,7 +155,7 @@ pub(crate) enum Layout<'a> {
     /// As a tensor `[n,k]` has it.
     Rows(&'a [f32]),
     F32(&'a [f32]),
-    Bf16(&'a [u16]),
+    Bf16(&'a [Pairs]),
 }
 
 impl<'a> Weights<'a> {
@@ -150,13 +168,18 @@ impl<'a> Weights<'a> {
     {
         let depth = block.len();
         let size = depth * WIDTH;
-        let start = block.start * self.outputs.next_multiple_of(WIDTH) + panel * size;
+        let panels = self.outputs.div_ceil(WIDTH);
         match self.numbers {
-            Layout::F32(numbers) => return &numbers[start..start + size],
+            Layout::F32(numbers) => return &numbers[block.start * panels * WIDTH + panel * size..][..size],
             Layout::Bf16(numbers) => {
                 room.resize(DEPTH * WIDTH, 0.0);
-                for (number, bits) in room.iter_mut().zip(&numbers[start..start + size]) {
-                    *number = f32::from_bits(u32::from(*bits) << 16);
+                let half = depth.div_ceil(2);
+                let pairs = &numbers[block.start / 2 * panels + panel * half..][..half];
+                for (numbers, Pairs(pairs)) in room.chunks_exact_mut(2 * WIDTH).zip(pairs) {
+                    let (first, second) = numbers.split_at_mut(WIDTH);
+                    for lane in 0..WIDTH {
+                        (first[lane], second[lane]) = apart(pairs[lane]);
+                    }
                 }
             }
             Layout::Rows(rows) => {
@@ -178,27 +201,27 @@ impl<'a> Weights<'a> {
         }
         &room[..size]
     }
+}
 
-    /// Everything in the packed order, each number converted.
-    fn pack<T: Copy + Default + Send>(self, convert: impl Fn(f32) -> T + Sync) -> Vec<T> {
-        let panels = self.outputs.div_ceil(WIDTH);
-        let mut packed = vec![T::default(); panels * WIDTH * self.inputs];
-        let mut rest = packed.as_mut_slice();
-        for block in blocks(self.inputs) {
-            let size = block.len() * WIDTH;
-            let (here, behind) = rest.split_at_mut(panels * size);
-            here.par_chunks_exact_mut(size)
-                .enumerate()
-                .for_each_init(Vec::new, |room, (panel, target)| {
-                    let source = self.panel(panel, block.clone(), room);
-                    for (target, &number) in target.iter_mut().zip(source) {
-                        *target = convert(number);
-                    }
-                });
-            rest = behind;
-        }
-        packed
+/// A weight in the packed order: for a block of `depth` inputs each panel has `size(depth)` elements, which `fill` makes.
+fn pack<T: Clone + Default + Send>(
+    (outputs, inputs): (usize, usize),
+    size: impl Fn(usize) -> usize,
+    fill: impl Fn(usize, Range<usize>, &mut [T]) + Sync,
+) -> Vec<T> {
+    let panels = outputs.div_ceil(WIDTH);
+    let total = blocks(0..inputs).map(|block| panels * size(block.len())).sum();
+    let mut packed = vec![T::default(); total];
+    let mut rest = packed.as_mut_slice();
+    for block in blocks(0..inputs) {
+        let size = size(block.len());
+        let (here, behind) = rest.split_at_mut(panels * size);
+        here.par_chunks_exact_mut(size)
+            .enumerate()
+            .for_each(|(panel, target)| fill(panel, block.clone(), target));
+        rest = behind;
     }
+    packed
 }
 
 #[cfg(test)]
@@ -214,21 +237,16 @@ mod tests {
             assert_eq!(packed.dims(), (outputs, inputs));
             assert_close(&packed.tensor()?, &weight, 0.0);
             let half = Packed::new(&weight, DType::BF16)?;
-            assert_eq!(2 * half.bytes(), packed.bytes());
+            assert_eq!(
+                2 * half.bytes(),
+                packed
+                    .bytes()
+                    .max(4 * outputs.next_multiple_of(16) * inputs.next_multiple_of(2))
+            );
             let expected = weight.to_dtype(DType::BF16)?.to_dtype(DType::F32)?;
             assert_close(&half.tensor()?, &expected, 0.0);
         }
         Ok(())
-    }
-
-    #[test]
-    fn rounding_is_to_the_nearest_even() {
-        let bits = |upper: u32, lower: u32| f32::from_bits(upper << 16 | lower);
-        assert_eq!(rounded(bits(0x3f80, 0x8000)), 0x3f80);
-        assert_eq!(rounded(bits(0x3f81, 0x8000)), 0x3f82);
-        assert_eq!(rounded(bits(0x3f80, 0x8001)), 0x3f81);
-        assert_eq!(rounded(-f32::INFINITY), 0xff80);
-        assert!(f32::from_bits(u32::from(rounded(bits(0x7f80, 1))) << 16).is_nan());
     }
 
     #[test]

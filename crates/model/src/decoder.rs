@@ -16,7 +16,7 @@ use kernels::{Context, Packed, Segment};
 pub use crate::block::{Attention, PoolLayer, Rotation};
 use crate::block::{Block, Loader};
 use crate::config::Config;
-use crate::linear::{Linear, Weight, narrowed, narrowed_weight, product};
+use crate::linear::{Linear, Weight, product};
 use crate::lora::Lora;
 use crate::source::Source;
 use crate::weights::{Weights, safetensors};
@@ -26,10 +26,9 @@ use crate::{Error, Result};
 ///
 /// # Types
 /// With `DType::F32` everything is f32. With `DType::BF16` matrices are rounded to bf16, and so are the inputs of
-/// every matrix product; sums, norms, attention and the residual stream stay f32. Weights that train are held unrounded
-/// and rounded in each product; embedding and head, where they train, are used as they are held, so that sampler and
-/// trainer see the same head. On the CPU, weights that do not train are packed for the product ([`Packed`]), as bf16
-/// in half the memory; other rounded numbers are held in f32.
+/// every matrix product, gradients among them; sums, norms, attention and the residual stream stay f32. Weights that
+/// train are held unrounded and rounded in each product; an embedding that trains is used as it is held. On the CPU,
+/// weights that do not train are packed for the product ([`Packed`]), as bf16 in half the memory.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     /// Shape and constants.
@@ -43,8 +42,6 @@ pub struct Decoder {
     head_v_d: Option<Tensor>,
     /// The head as generation multiplies it, made when it is first wanted; absent while the head trains.
     packed_head: Arc<OnceLock<Packed>>,
-    /// What the head's numbers were rounded to.
-    head_dtype: DType,
     frequencies_r: Tensor,
 }
 
@@ -103,7 +100,6 @@ impl Decoder {
             norm_d,
             head_v_d,
             packed_head: Arc::default(),
-            head_dtype: dtype,
             frequencies_r,
         })
     }
@@ -200,10 +196,9 @@ impl Decoder {
         block.apply(&self.config, self.dtype, layer, x_t_d, attention)
     }
 
-    /// The final norm; its result is what the heads read (rounded as an input of their product, if `dtype` says so).
+    /// The final norm; its result is what the heads read.
     pub fn finish(&self, x_t_d: &Tensor) -> Result<Tensor> {
-        let hidden_t_d = kernels::rms_norm(x_t_d, &self.norm_d, self.config.norm_epsilon)?;
-        Ok(narrowed(&hidden_t_d, self.dtype)?.to_dtype(DType::F32)?)
+        Ok(kernels::rms_norm(x_t_d, &self.norm_d, self.config.norm_epsilon)?)
     }
 
     /// Numbers in the matrices that a row is multiplied with, the head among them.
@@ -304,18 +299,32 @@ impl Decoder {
 
     /// Logits over the vocabulary for each row of hidden states (after the final norm), n x v in f32.
     pub fn logits(&self, hidden_n_d: &Tensor) -> Result<Tensor> {
-        let (hidden_n_d, head_v_d) = (narrowed(hidden_n_d, self.dtype)?, self.head_weight());
+        let head_v_d = self.head_weight();
         if head_v_d.track_op() || !head_v_d.device().is_cpu() {
-            return Ok(product(&hidden_n_d, head_v_d)?);
+            return Ok(product(hidden_n_d, head_v_d, self.dtype)?);
         }
         if self.packed_head.get().is_none() {
             // Where two come here at once, the second copy is dropped.
-            let _ = self.packed_head.set(Packed::new(head_v_d, self.head_dtype)?);
+            let _ = self.packed_head.set(Packed::new(head_v_d, self.dtype)?);
         }
         match self.packed_head.get() {
-            Some(packed) => Ok(kernels::product_packed(&hidden_n_d, packed)?),
-            None => Ok(product(&hidden_n_d, head_v_d)?),
+            Some(packed) => Ok(kernels::product_packed(hidden_n_d, packed)?),
+            None => Ok(product(hidden_n_d, head_v_d, self.dtype)?),
         }
+    }
+
+    /// The log-probability of `targets[n]` after row `n` of hidden states (after the final norm), at a temperature; `n`
+    /// numbers of f32, differentiable, without the logits ever existing whole.
+    ///
+    /// # Errors
+    /// Another number of targets than of rows, or one outside the vocabulary; a temperature that is not above zero.
+    pub fn log_probability(&self, hidden_n_d: &Tensor, targets: &[u32], temperature: f64) -> Result<Tensor> {
+        let head_v_d = self.head_weight();
+        let log_probability = match self.dtype {
+            DType::BF16 => kernels::log_probability_bf16,
+            _ => kernels::log_probability,
+        };
+        Ok(log_probability(hidden_n_d, head_v_d, targets, temperature)?)
     }
 
     /// The language-model head, v x d; the embedding where they are tied.
@@ -344,7 +353,6 @@ impl Decoder {
             slot.set(variable.as_tensor().clone());
             variables.push((name, variable));
         }
-        self.head_dtype = DType::F32;
         self.packed_head = Arc::default();
         Ok(variables)
     }
@@ -371,7 +379,7 @@ impl Decoder {
                 .into_iter()
                 .flatten()
             {
-                *matrix = narrowed_weight(matrix, dtype)?.detach();
+                *matrix = Weight::frozen(&matrix.tensor()?, dtype)?;
             }
         }
         Ok(copy)

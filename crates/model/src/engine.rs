@@ -580,9 +580,10 @@ mod tests {
         let hidden_n_d = hidden_t_d
             .narrow(0, prompt.ids.len() - 1, completion.ids.len())
             .unwrap();
-        let expected =
-            kernels::log_probability(&hidden_n_d, engine.decoder.head_weight(), &completion.ids, 1.0)
-                .unwrap();
+        let expected = engine
+            .decoder
+            .log_probability(&hidden_n_d, &completion.ids, 1.0)
+            .unwrap();
         for (found, expected) in completion
             .log_probabilities
             .iter()

@@ -133,11 +133,11 @@ impl ClassifierHead {
 
     /// Logits for each row of hidden states.
     pub fn classify(&self, hidden_n_d: &Tensor) -> Result<Classes> {
-        let projected_n_i = product(hidden_n_d, &self.projection_i_d)?;
+        let projected_n_i = product(hidden_n_d, &self.projection_i_d, DType::F32)?;
         let inner_n_i = kernels::rms_norm(&projected_n_i, &self.norm_i, self.norm_epsilon)?;
         Ok(Classes {
-            risk_level_n_c: product(&inner_n_i, &self.risk_level_c_i)?,
-            category_n_c: product(&inner_n_i, &self.category_c_i)?,
+            risk_level_n_c: product(&inner_n_i, &self.risk_level_c_i, DType::F32)?,
+            category_n_c: product(&inner_n_i, &self.category_c_i, DType::F32)?,
         })
     }
 }

@@ -38,10 +38,10 @@ impl Weight {
         }
     }
 
-    /// `x W^T` in f32, for an `x` that is narrowed already.
+    /// `x W^T` in f32; `dtype` is the type of the product's inputs.
     fn product(&self, x_t_i: &Tensor, dtype: DType) -> Result<Tensor> {
         match self {
-            Self::Tensor(weight_o_i) => product(x_t_i, &narrowed_weight(weight_o_i, dtype)?),
+            Self::Tensor(weight_o_i) => product(x_t_i, weight_o_i, dtype),
             Self::Packed(packed) => kernels::product_packed(x_t_i, packed),
         }
     }
@@ -51,9 +51,9 @@ impl Weight {
 #[derive(Debug, Clone)]
 pub(crate) struct Adapter {
     /// Projects down; rank x inputs.
-    pub(crate) a_r_i: Tensor,
+    pub(crate) a_r_i: Weight,
     /// Projects up; outputs x rank.
-    pub(crate) b_o_r: Tensor,
+    pub(crate) b_o_r: Weight,
     /// alpha / rank.
     pub(crate) scale: f64,
 }
@@ -72,11 +72,9 @@ pub(crate) struct Linear {
 impl Linear {
     /// Applies the layer to every row; `dtype` is the type of the matrix products' inputs.
     pub(crate) fn apply(&self, x_t_i: &Tensor, dtype: DType) -> Result<Tensor> {
-        let x_t_i = &narrowed(x_t_i, dtype)?;
         let mut y_t_o = self.weight.product(x_t_i, dtype)?;
         if let Some(Adapter { a_r_i, b_o_r, scale }) = &self.adapter {
-            let inner_t_r = product(x_t_i, &narrowed_weight(a_r_i, dtype)?)?;
-            let added_t_o = product(&narrowed(&inner_t_r, dtype)?, &narrowed_weight(b_o_r, dtype)?)?;
+            let added_t_o = b_o_r.product(&a_r_i.product(x_t_i, dtype)?, dtype)?;
             y_t_o = (y_t_o + added_t_o.affine(*scale, 0.0)?)?;
         }
         match &self.bias_o {
@@ -86,10 +84,7 @@ impl Linear {
     }
 }
 
-/// `tensor` as an input of a product of type `dtype`.
-///
-/// BF16 on the CPU means rounded to bf16 and held in f32: the product of two bf16 numbers is exact in f32, so that
-/// this is a bf16 product with f32 accumulation, at the speed of f32.
+/// `tensor` rounded to `dtype`. On the CPU it stays held in f32, since there products of type BF16 round by themselves.
 pub(crate) fn narrowed(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
     let narrow = tensor.to_dtype(dtype)?;
     if tensor.device().is_cpu() {
@@ -99,17 +94,11 @@ pub(crate) fn narrowed(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
     }
 }
 
-/// `weight` as the second input of a product: one that does not train was narrowed when it was loaded; one that does
-/// is held in f32 and narrowed here.
-pub(crate) fn narrowed_weight(weight: &Tensor, dtype: DType) -> Result<Tensor> {
-    if weight.track_op() {
-        narrowed(weight, dtype)
-    } else {
-        Ok(weight.clone())
+/// `x W^T` of inputs of type `dtype`, summed and returned in f32. Weights that train are held unrounded: they are narrowed
+/// here, as `x` is.
+pub(crate) fn product(x_t_i: &Tensor, weight_o_i: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x_t_i.device().is_cpu() && dtype == DType::BF16 {
+        return kernels::product_bf16(x_t_i, weight_o_i);
     }
-}
-
-/// `x W^T`, multiplied in the weight's type and returned in f32.
-pub(crate) fn product(x_t_i: &Tensor, weight_o_i: &Tensor) -> Result<Tensor> {
-    kernels::product(&x_t_i.to_dtype(weight_o_i.dtype())?, weight_o_i)?.to_dtype(DType::F32)
+    kernels::product(&x_t_i.to_dtype(dtype)?, &weight_o_i.to_dtype(dtype)?)?.to_dtype(DType::F32)
 }

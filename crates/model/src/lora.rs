@@ -147,8 +147,8 @@ impl Decoder {
             let (a_r_i, b_o_r) = (Var::from_tensor(&a_r_i)?, Var::from_tensor(&b_o_r)?);
             let (a, b) = (a_r_i.as_tensor().clone(), b_o_r.as_tensor().clone());
             linear.adapter = Some(Adapter {
-                a_r_i: a,
-                b_o_r: b,
+                a_r_i: Weight::Tensor(a),
+                b_o_r: Weight::Tensor(b),
                 scale,
             });
             variables.push((format!("{PREFIX}{module}.lora_A.weight"), a_r_i));
@@ -181,7 +181,11 @@ impl Decoder {
         let dtype = self.dtype;
         for (_, linear) in copy.linears_mut() {
             if let Some(Adapter { a_r_i, b_o_r, scale }) = linear.adapter.take() {
-                let change_o_i = b_o_r.detach().matmul(&a_r_i.detach())?.affine(scale, 0.0)?;
+                let change_o_i = b_o_r
+                    .tensor()?
+                    .detach()
+                    .matmul(&a_r_i.tensor()?.detach())?
+                    .affine(scale, 0.0)?;
                 let weight_o_i = linear.weight.tensor()?.detach().to_dtype(DType::F32)?;
                 linear.weight = Weight::frozen(&(weight_o_i + change_o_i)?, dtype)?;
             }
@@ -207,11 +211,11 @@ impl Decoder {
             if let Some(Adapter { a_r_i, b_o_r, .. }) = adapter {
                 tensors.push((
                     format!("{PREFIX}{module}.lora_A.weight"),
-                    a_r_i.to_device(&Device::Cpu)?,
+                    a_r_i.tensor()?.to_device(&Device::Cpu)?,
                 ));
                 tensors.push((
                     format!("{PREFIX}{module}.lora_B.weight"),
-                    b_o_r.to_device(&Device::Cpu)?,
+                    b_o_r.tensor()?.to_device(&Device::Cpu)?,
                 ));
             }
         }

@@ -91,12 +91,7 @@ pub fn log_probabilities(
 fn read_out(decoder: &Decoder, x_t_d: &Tensor, pack: &Pack, temperature: f64) -> Result<Tensor> {
     let rows_n = Tensor::new(pack.rows.as_slice(), x_t_d.device())?;
     let hidden_n_d = decoder.finish(&x_t_d.index_select(&rows_n, 0)?)?;
-    Ok(kernels::log_probability(
-        &hidden_n_d,
-        decoder.head_weight(),
-        &pack.targets,
-        temperature,
-    )?)
+    Ok(decoder.log_probability(&hidden_n_d, &pack.targets, temperature)?)
 }
 
 /// Differentiates `loss`, a scalar of the pack's log-probabilities, and adds to the gradients.
