@@ -31,6 +31,8 @@ pub struct Recipe {
     pub dtype: Dtype,
     /// Steps to take; each samples once and updates `update.minibatches` times.
     pub steps: usize,
+    /// Seconds after which no further step begins, a step at least; the run is saved and can be resumed. 0 is no limit.
+    pub time_limit_s: f64,
     /// Modes in which every prompt is answered.
     pub modes: Vec<Mode>,
     /// Where prompts come from.
@@ -69,6 +71,7 @@ impl Default for Recipe {
             model: "smollm2-135m".into(),
             dtype: Dtype::F32,
             steps: 40,
+            time_limit_s: 0.0,
             modes: vec![Mode::NoThink],
             prompts: Prompts::default(),
             rollout: Rollout::default(),
@@ -129,6 +132,7 @@ impl Recipe {
     pub fn difference(&self, other: &Self) -> Result<Option<String>> {
         let mut same = other.clone();
         (same.runs_dir, same.steps) = (self.runs_dir.clone(), self.steps);
+        same.time_limit_s = self.time_limit_s;
         (same.checkpoint, same.alarm, same.filter) =
             (self.checkpoint.clone(), self.alarm.clone(), self.filter.clone());
         (same.judge.attempts, same.judge.wait_s) = (self.judge.attempts, self.judge.wait_s);

@@ -161,19 +161,21 @@ impl Trainer {
         Ok(())
     }
 
-    /// Takes the steps that are left. The sampler then has the trained weights.
+    /// Takes the steps that are left, or those that `time_limit_s` has time for. The sampler then has the trained weights.
     ///
     /// # Errors
     /// Whatever stops a step; all that was written before stays, and the last checkpoint is whole.
     pub fn run(&mut self, judge: &mut dyn Judge, watch: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        let (began, limit) = (Instant::now(), self.recipe.time_limit_s);
         while self.step < self.recipe.steps {
             let (metrics, alarms) = self.take_step(judge)?;
             watch(Event::Step(&metrics));
             alarms.iter().for_each(|alarm| watch(Event::Alarm(alarm)));
             let stopped = alarms.into_iter().next().filter(|_| self.recipe.alarm.stop);
+            let late = limit > 0.0 && began.elapsed().as_secs_f64() >= limit;
             let due =
                 self.step.is_multiple_of(self.recipe.checkpoint.every) || self.step == self.recipe.steps;
-            if due || stopped.is_some() {
+            if late || due || stopped.is_some() {
                 watch(Event::Saved(&self.save()?));
             }
             if let Some(what) = stopped {
@@ -181,6 +183,9 @@ impl Trainer {
                     step: self.step,
                     what,
                 });
+            }
+            if late {
+                break;
             }
         }
         Ok(())

@@ -185,6 +185,24 @@ fn a_lora_run_resumes_bit_for_bit() {
 }
 
 #[test]
+fn a_run_out_of_time_is_saved_and_goes_on_as_if_it_had_not_been() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = tiny(folder.path());
+    let whole = recipe(folder.path(), "whole", &[]);
+    run(&source, &whole, false, &mut toy::panel()).0.unwrap();
+    let hasty = recipe(folder.path(), "hasty", &["time_limit_s=1e-9"]);
+    for (resume, steps) in [(false, 1), (true, 2)] {
+        run(&source, &hasty, resume, &mut toy::panel()).0.unwrap();
+        assert_eq!(metrics(&hasty).len(), steps);
+        assert!(hasty.folder().join(format!("checkpoints/step-{steps}")).exists());
+    }
+    let patient = recipe(folder.path(), "hasty", &[]);
+    run(&source, &patient, true, &mut toy::panel()).0.unwrap();
+    assert_eq!(metrics(&patient), metrics(&whole));
+    assert!(last(&patient) == last(&whole), "the weights differ");
+}
+
+#[test]
 fn a_torn_checkpoint_is_skipped_and_the_run_still_ends_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let source = tiny(folder.path());

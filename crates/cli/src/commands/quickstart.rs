@@ -78,7 +78,7 @@ pub(crate) fn run(arguments: &Quickstart) -> Result<()> {
         folder.join("samples.jsonl").display(),
         folder
             .join("checkpoints")
-            .join(format!("step-{}", recipe.steps))
+            .join(format!("step-{}", trainer.step()))
             .display(),
     ))
 }

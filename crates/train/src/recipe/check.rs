@@ -85,6 +85,12 @@ impl Recipe {
         require("run", "a plain folder name", format!("`{}`", self.run), plain)?;
         let above_zero = |value: f64| value > 0.0 && value.is_finite();
         let not_negative = |value: f64| value >= 0.0 && value.is_finite();
+        require(
+            "time_limit_s",
+            "seconds, or 0 for no limit",
+            self.time_limit_s,
+            not_negative(self.time_limit_s),
+        )?;
         let rate = self.optimizer.learning_rate;
         require(
             "optimizer.learning_rate",
