@@ -242,3 +242,44 @@ PARAMETER repeat_penalty 1
     assert!(error.to_string().contains("Ollama"), "{error}");
     Ok(())
 }
+
+/// The log-probabilities of the second half of each window, as the script `goldens/gguf/check.py` takes them.
+fn perplexity(decoder: &Decoder, windows: &[Vec<u32>]) -> Result<f64, Box<dyn Error>> {
+    let (mut total, mut count) = (0.0, 0);
+    for ids in windows {
+        let whole = [Segment {
+            start: 0,
+            len: ids.len(),
+            prefix: None,
+        }];
+        let logits = decoder
+            .logits(&decoder.hidden(ids, &whole)?)?
+            .to_dtype(DType::F64)?
+            .to_vec2::<f64>()?;
+        for row in ids.len() / 2 - 1..ids.len() - 1 {
+            let most = logits[row].iter().copied().fold(f64::MIN, f64::max);
+            let sum: f64 = logits[row].iter().map(|logit| (logit - most).exp()).sum();
+            total += sum.ln() + most - logits[row][ids[row + 1] as usize];
+            count += 1;
+        }
+    }
+    Ok((total / f64::from(count)).exp())
+}
+
+#[test]
+fn perplexity_is_that_of_llama_cpp() -> Outcome {
+    let Some(folder) = std::env::var_os("SAFERL_GGUF").map(PathBuf::from) else {
+        println!("skipped: SAFERL_GGUF names no folder of goldens/gguf/check.py");
+        return Ok(());
+    };
+    let facts: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("perplexity.json"))?)?;
+    let windows: Vec<Vec<u32>> = serde_json::from_value(facts["windows"].clone())?;
+    for (name, theirs) in facts["perplexity"].as_object().ok_or("no perplexities")? {
+        let ours = perplexity(&load(&folder.join(format!("{name}.gguf")))?, &windows)?;
+        let theirs = theirs.as_f64().ok_or("no number")?;
+        println!("{name}: ours {ours:.4}, llama.cpp's {theirs:.4}");
+        // llama.cpp rounds the inputs of quantised products to 8 bits; this program does not.
+        assert!((ours / theirs - 1.0).abs() < 0.02, "{name}: {ours} and {theirs}");
+    }
+    Ok(())
+}

@@ -10,9 +10,9 @@ mod weight_type;
 
 use std::path::Path;
 
-use candle_core::Tensor;
 use candle_core::quantized::gguf_file::Value;
 use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
 use half::f16;
 use rayon::prelude::*;
 
@@ -189,14 +189,17 @@ fn tensors(decoder: &Decoder) -> Result<Vec<(String, Tensor)>> {
 
 /// The bytes of a tensor in a type; every core takes some of the rows, which share no block.
 fn encode(name: &str, tensor: &Tensor, kind: GgmlDType) -> Result<Vec<u8>> {
-    let tensor = tensor.to_device(&candle_core::Device::Cpu)?;
+    let tensor = tensor.to_device(&Device::Cpu)?;
     let rows = tensor.dim(0)?;
     let starts: Vec<usize> = (0..rows).step_by(ROWS).collect();
     let parts: Vec<Vec<u8>> = starts
         .into_par_iter()
         .map(|start| {
-            let part = tensor.narrow(0, start, ROWS.min(rows - start))?.contiguous()?;
-            check_range(name, &part, kind)?;
+            let part = tensor.narrow(0, start, ROWS.min(rows - start))?;
+            let numbers = part.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            check_range(name, &numbers, kind)?;
+            // A copy: candle quantises the whole storage beneath a view.
+            let part = Tensor::from_vec(numbers, part.shape(), &Device::Cpu)?;
             Ok(QTensor::quantize(&part, kind)?.data()?.into_owned())
         })
         .collect::<Result<_>>()?;
@@ -204,17 +207,14 @@ fn encode(name: &str, tensor: &Tensor, kind: GgmlDType) -> Result<Vec<u8>> {
 }
 
 /// Refuses numbers that would become others without a word.
-fn check_range(name: &str, part: &Tensor, kind: GgmlDType) -> Result<()> {
+fn check_range(name: &str, numbers: &[f32], kind: GgmlDType) -> Result<()> {
     let largest = if kind == GgmlDType::F16 {
         f32::from(f16::MAX)
     } else {
         f32::MAX
     };
-    let numbers = part
-        .to_dtype(candle_core::DType::F32)?
-        .flatten_all()?
-        .to_vec1::<f32>()?;
-    match numbers.into_iter().find(|number| !(number.abs() <= largest)) {
+    let held = |number: &&f32| (-largest..=largest).contains(*number);
+    match numbers.iter().find(|number| !held(number)) {
         None => Ok(()),
         Some(number) => Err(Error::Tensor {
             name: name.into(),
