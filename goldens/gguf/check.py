@@ -71,7 +71,8 @@ def tensor_types(path):
     types = {}
     for _ in range(tensors):
         name = text()
-        at += 8 * number("I")
+        rank = number("I")
+        at += 8 * rank
         types[name] = number("I")
         number("Q")
     return types
@@ -136,7 +137,7 @@ def main(program, model, folder, text_file, *types):
         ids = peer.tokenize(text.encode(), add_bos=False, special=False)
         if name == "f32":
             same = peer.tokenize(rendered["text"].encode(), add_bos=False, special=True) == rendered["ids"]
-            arguments = ["--prompt", "What is the capital of France?", "--temperature", "0", "--max-tokens", "64"]
+            arguments = ["--prompt", "Tell me a long story about a fox and a river.", "--temperature", "0", "--max-tokens", "64"]
             reply = json.loads(run(program, "generate", model, *arguments, "--dtype", "f32", "--json"))
             found = greedy(peer, reply["prompt_ids"], len(reply["token_ids"]))
             equal = sum(a == b for a, b in zip(found, reply["token_ids"]))
