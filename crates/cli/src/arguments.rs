@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::chat::Mode;
+use model::export::WeightType;
 use model::generate::Sampling;
 
 /// Align a language model by reinforcement learning: safe, helpful, and not a refuser.
@@ -89,7 +90,7 @@ pub(crate) struct Drawing {
     #[arg(long, value_name = "P")]
     pub(crate) top_p: Option<f64>,
     /// The K likeliest tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 20)]
+    #[arg(long, value_name = "K", default_value_t = Drawing::TOP_K)]
     pub(crate) top_k: usize,
     /// Tokens at least this share of the likeliest one's probability
     #[arg(long, value_name = "P", default_value_t = 0.0)]
@@ -112,6 +113,11 @@ pub(crate) struct Drawing {
 }
 
 impl Drawing {
+    /// Temperature and top-p where nothing else is asked for.
+    pub(crate) const USUAL: (f64, f64) = (0.6, 0.95);
+    /// The likeliest tokens where nothing else is asked for.
+    pub(crate) const TOP_K: usize = 20;
+
     /// The mode that was asked for.
     pub(crate) fn mode(&self) -> Mode {
         if self.no_think { Mode::NoThink } else { Mode::Think }
@@ -119,7 +125,7 @@ impl Drawing {
 
     /// As the engine wants it; the defaults are those that Qwen3 is published with, by mode.
     pub(crate) fn sampling(&self) -> Sampling {
-        let (temperature, top_p) = if self.no_think { (0.7, 0.8) } else { (0.6, 0.95) };
+        let (temperature, top_p) = if self.no_think { (0.7, 0.8) } else { Self::USUAL };
         Sampling {
             max_new_tokens: self.max_tokens,
             temperature: self.temperature.unwrap_or(temperature),
@@ -582,6 +588,53 @@ pub(crate) enum Export {
     Hf(ExportTarget),
     /// The LoRA adapters alone, as a folder that PEFT loads
     Peft(ExportTarget),
+    /// One GGUF file, for llama.cpp and what builds on it; LoRA adapters are merged into the weights
+    Gguf(GgufTarget),
+    /// A folder for `ollama create NAME -f FOLDER/Modelfile`: the GGUF file, and a Modelfile with the chat template in
+    /// Ollama's form, stop tokens and sampling
+    Ollama(GgufTarget),
+}
+
+/// What to export as GGUF, and where to.
+#[derive(Debug, Args)]
+pub(crate) struct GgufTarget {
+    /// A run's folder (its last checkpoint), a checkpoint's folder, or any other model
+    pub(crate) model: String,
+    /// What to write: a .gguf file, for Ollama a folder
+    pub(crate) output: PathBuf,
+    /// Type of the weights; q4_k_m is llama.cpp's mix of 4 and 6 bits
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = GgufType::F16)]
+    pub(crate) kind: GgufType,
+}
+
+/// `--type` of a GGUF file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GgufType {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
+    #[value(name = "q4_k_m")]
+    Q4KM,
+    #[value(name = "q6_k")]
+    Q6K,
+}
+
+impl From<GgufType> for WeightType {
+    fn from(kind: GgufType) -> Self {
+        match kind {
+            GgufType::F32 => Self::F32,
+            GgufType::F16 => Self::F16,
+            GgufType::Bf16 => Self::Bf16,
+            GgufType::Q8_0 => Self::Q8_0,
+            GgufType::Q4_0 => Self::Q4_0,
+            GgufType::Q4KM => Self::Q4KM,
+            GgufType::Q6K => Self::Q6K,
+        }
+    }
 }
 
 /// What to export, and where to.

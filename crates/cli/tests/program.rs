@@ -270,6 +270,27 @@ fn export_writes_a_folder_that_answers_alike() {
     assert_eq!(reply(&path("adapters")), reply(&checkpoint));
     let taken = saferl(&["export", "hf", &run, "--output", &path("merged")]);
     assert_eq!(taken.status.code(), Some(2));
+
+    for (format, name) in [("gguf", "model.gguf"), ("ollama", "ollama")] {
+        let exported = saferl(&["export", format, &run, &path(name), "--type", "f32"]);
+        assert!(exported.status.success(), "{format}: {}", text(&exported.stderr));
+    }
+    assert_eq!(reply(&path("model.gguf")), reply(&checkpoint));
+    assert_eq!(reply(&path("ollama/model.gguf")), reply(&checkpoint));
+    let modelfile = std::fs::read_to_string(path("ollama/Modelfile")).expect("a Modelfile");
+    assert!(
+        modelfile.starts_with("FROM ./model.gguf\nTEMPLATE"),
+        "{modelfile}"
+    );
+    let taken = saferl(&["export", "gguf", &run, &path("model.gguf")]);
+    assert_eq!(taken.status.code(), Some(2));
+    let unknown = saferl(&["export", "gguf", &run, &path("other.gguf"), "--type", "q3"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(
+        text(&unknown.stderr).contains("q4_k_m"),
+        "{}",
+        text(&unknown.stderr)
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! | text into ids and back, conversations into prompts | [`tokenizer`], [`template`], [`chat`], [`thinking`] |
 //! | weights and the forward pass | [`config`], [`weights`], [`decoder`], [`lora`], [`heads`] |
 //! | prompts into completions | [`generate`], [`engine`], [`sampler`], [`constraint`], [`kv_pool`], [`remote`], [`scripted`] |
+//! | a model into GGUF and Ollama's form | [`export`] |
 //! | HTTP with patience, also for other crates | [`endpoint`] |
 //! | models for tests, without a download | [`seeded`] |
 //!
@@ -55,6 +56,7 @@ pub mod decoder;
 pub mod endpoint;
 pub mod engine;
 pub mod error;
+pub mod export;
 pub mod generate;
 pub mod heads;
 mod hub;

@@ -154,6 +154,11 @@ impl Tokenizer {
         self.full.decode(ids, skip_special).map_err(cause)
     }
 
+    /// The tokenizer without the guard, for those who write it into a file.
+    pub(crate) fn full(&self) -> &tokenizers::Tokenizer {
+        &self.full
+    }
+
     /// The id of a token, control or ordinary, by its exact name in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.full.token_to_id(token)

@@ -14,6 +14,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use crate::template::ChatTemplate;
@@ -22,8 +23,8 @@ use crate::weights::gguf::Header;
 use crate::{Error, Result};
 
 /// `tokenizer.ggml.token_type` of a control token, and of one that a user added.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+pub(crate) const CONTROL: i64 = 3;
+pub(crate) const USER_DEFINED: i64 = 4;
 
 /// Reads the tokenizer, the ids that end a turn and the chat template.
 pub(crate) fn load(path: &Path) -> Result<Parts> {
@@ -129,8 +130,22 @@ fn parts(metadata: &Metadata<'_>) -> Result<Parts> {
         full.with_normalizer(Some(NFC));
     }
     full.add_tokens(&added_tokens(metadata, &tokens)?);
+    let begins = match metadata.values.get("tokenizer.ggml.add_bos_token") {
+        Some(Value::Bool(begins)) => *begins,
+        // What llama.cpp takes for granted with this name.
+        _ => style.ignore_merges,
+    };
+    let begin = metadata.token("tokenizer.ggml.bos_token_id", &tokens)?;
+    if let Some((id, token)) = begin.filter(|_| begins) {
+        full.with_post_processor(Some(begin_token(metadata, id, token)?));
+    }
 
     let mut chat = metadata.text("tokenizer.chat_template")?.map(ChatTemplate::new);
+    if let Some(chat) = &mut chat {
+        chat.tool_source = metadata
+            .text("tokenizer.chat_template.tool_use")?
+            .map(str::to_owned);
+    }
     let mut end_ids = Vec::new();
     for (key, name) in [
         ("bos", "bos_token"),
@@ -150,6 +165,18 @@ fn parts(metadata: &Metadata<'_>) -> Result<Parts> {
         }
     }
     Ok(Parts { full, end_ids, chat })
+}
+
+/// Puts the start token before a text where special tokens are asked for. This program never asks; what reads a folder
+/// that it saves may.
+fn begin_token(metadata: &Metadata<'_>, id: u32, token: &str) -> Result<TemplateProcessing> {
+    let wrong = |error: String| metadata.error(format!("tokenizer.ggml.bos_token_id: {error}"));
+    TemplateProcessing::builder()
+        .try_single(vec![token.to_owned(), "$A".to_owned()])
+        .map_err(wrong)?
+        .special_tokens(vec![(token.to_owned(), id)])
+        .build()
+        .map_err(|error| wrong(error.to_string()))
 }
 
 fn model(metadata: &Metadata<'_>, tokens: &[&str], ignore_merges: bool) -> Result<BPE> {
@@ -206,38 +233,51 @@ fn added_tokens(metadata: &Metadata<'_>, tokens: &[&str]) -> Result<Vec<AddedTok
 }
 
 /// What stands behind a name in `tokenizer.ggml.pre`.
-struct Style {
-    pre_tokenizer: PreTokenizerWrapper,
+pub(crate) struct Style {
+    pub(crate) pre_tokenizer: PreTokenizerWrapper,
     /// Whether text is brought into Unicode's composed form first.
-    compose: bool,
+    pub(crate) compose: bool,
     /// Whether a word that is a token is taken whole, before merges.
-    ignore_merges: bool,
+    pub(crate) ignore_merges: bool,
 }
 
 impl Style {
     fn named(metadata: &Metadata<'_>) -> Result<Self> {
         let key = "tokenizer.ggml.pre";
         let name = metadata.text(key)?.unwrap_or("default");
+        Self::of(name)?.ok_or_else(|| {
+            metadata.error(format!(
+                "{key}: expected default, gpt-2, smollm, qwen2 or llama-bpe, found `{name}`; use the model's HF folder"
+            ))
+        })
+    }
+
+    /// The style that goes by `name`; `None` where it is not known.
+    pub(crate) fn of(name: &str) -> Result<Option<Self>> {
         let byte_level = || PreTokenizerWrapper::from(ByteLevel::new(false, true, true));
         let plain = |pre_tokenizer| Self {
             pre_tokenizer,
             compose: false,
             ignore_merges: false,
         };
-        match name {
-            "default" | "gpt-2" => Ok(plain(byte_level())),
-            "smollm" => Ok(plain(Sequence::new(vec![Digits::new(true).into(), byte_level()]).into())),
-            "qwen2" | "deepseek-r1-qwen" => Ok(Self { compose: true, ..plain(by_words(metadata, r"\p{N}")?) }),
-            "llama-bpe" | "llama3" => Ok(Self { ignore_merges: true, ..plain(by_words(metadata, r"\p{N}{1,3}")?) }),
-            other => Err(metadata.error(format!(
-                "{key}: expected default, gpt-2, smollm, qwen2 or llama-bpe, found `{other}`; use the model's HF folder"
-            ))),
-        }
+        Ok(Some(match name {
+            "default" | "gpt-2" => plain(byte_level()),
+            "smollm" => plain(Sequence::new(vec![Digits::new(true).into(), byte_level()]).into()),
+            "qwen2" | "deepseek-r1-qwen" => Self {
+                compose: true,
+                ..plain(by_words(r"\p{N}")?)
+            },
+            "llama-bpe" | "llama3" => Self {
+                ignore_merges: true,
+                ..plain(by_words(r"\p{N}{1,3}")?)
+            },
+            _ => return Ok(None),
+        }))
     }
 }
 
 /// The split of GPT-4's family: contractions, words with one sign before them, numbers, signs, line ends, spaces.
-fn by_words(metadata: &Metadata<'_>, number: &str) -> Result<PreTokenizerWrapper> {
+fn by_words(number: &str) -> Result<PreTokenizerWrapper> {
     let pattern = [
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
         r"[^\r\n\p{L}\p{N}]?\p{L}+",
@@ -253,7 +293,7 @@ fn by_words(metadata: &Metadata<'_>, number: &str) -> Result<PreTokenizerWrapper
         SplitDelimiterBehavior::Isolated,
         false,
     )
-    .map_err(|error| metadata.error(format!("tokenizer.ggml.pre: {error}")))?;
+    .map_err(|error| Error::Tokenizer(format!("tokenizer.ggml.pre: {error}")))?;
     Ok(Sequence::new(vec![split.into(), ByteLevel::new(false, false, false).into()]).into())
 }
 

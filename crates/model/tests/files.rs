@@ -170,7 +170,10 @@ fn every_gguf_type_reads_as_candle_dequantizes_it() -> Outcome {
         (GgmlDType::Q8_0, 1e-2),
         (GgmlDType::Q4_0, 0.15),
         (GgmlDType::Q4_1, 0.15),
+        (GgmlDType::Q5_0, 0.08),
+        (GgmlDType::Q5_1, 0.08),
         (GgmlDType::Q4K, 0.15),
+        (GgmlDType::Q5K, 0.08),
         (GgmlDType::Q6K, 0.05),
     ] {
         let quantized = QTensor::quantize(&source, dtype)?;
@@ -186,7 +189,7 @@ fn every_gguf_type_reads_as_candle_dequantizes_it() -> Outcome {
         let lost: f32 = (&found[0].1 - &source)?.abs()?.max_all()?.to_scalar()?;
         assert!(lost <= loss * largest, "{dtype:?} loses {lost} of {largest}");
     }
-    let quantized = QTensor::quantize(&source, GgmlDType::Q5_0)?;
+    let quantized = QTensor::quantize(&source, GgmlDType::Q3K)?;
     write_gguf(
         &path,
         &metadata(Family::Qwen3),
@@ -194,7 +197,7 @@ fn every_gguf_type_reads_as_candle_dequantizes_it() -> Outcome {
     )?;
     let error = message(gguf::Header::read(&path));
     assert!(
-        error.contains("blk.0.attn_q.weight") && error.contains("found type 6"),
+        error.contains("blk.0.attn_q.weight") && error.contains("found type 11"),
         "{error}"
     );
     Ok(())

@@ -3,36 +3,107 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
+use model::export::modelfile;
+use model::generate::Sampling;
 
-use crate::arguments::Export;
+use crate::arguments::{Drawing, Export, ExportTarget, GgufTarget};
 use crate::error::{Error, Result};
 use crate::local::Local;
 use crate::output::print_line;
+use crate::progress::bar;
 
-/// Writes the folder and prints its path.
+/// The GGUF file in a folder for Ollama.
+const OLLAMA_WEIGHTS: &str = "model.gguf";
+
+/// Writes the folder or file and prints its path.
 pub(crate) fn run(export: &Export) -> Result<()> {
-    let (Export::Hf(target) | Export::Peft(target)) = export;
+    match export {
+        Export::Hf(target) => write_whole(target),
+        Export::Peft(target) => write_adapters(target),
+        Export::Gguf(target) => write_gguf(target),
+        Export::Ollama(target) => write_ollama(target),
+    }
+}
+
+fn write_whole(target: &ExportTarget) -> Result<()> {
+    let checkpoint = checkpoint(&target.checkpoint)?;
+    refuse_taken(&target.output)?;
+    let local = load_merged(&checkpoint)?;
+    local.decoder.save(&target.output, target.dtype.into())?;
+    local.tokenizer.save(&target.output)?;
+    print_line(&target.output.display().to_string())
+}
+
+fn write_adapters(target: &ExportTarget) -> Result<()> {
     let checkpoint = checkpoint(&target.checkpoint)?;
     refuse_taken(&target.output)?;
     let local = Local::load(&checkpoint, DType::F32)?;
-    match export {
-        Export::Hf(_) => {
-            let merged = match local.decoder.adapters() {
-                Some(_) => local.decoder.merge_adapters()?,
-                None => local.decoder,
-            };
-            merged.save(&target.output, target.dtype.into())?;
-        }
-        Export::Peft(_) if local.decoder.adapters().is_none() => {
-            return Err(Error::Request {
-                what: format!("{checkpoint}: expected LoRA adapters, found a whole model"),
-                hint: "`saferl export hf` writes whole models".into(),
-            });
-        }
-        Export::Peft(_) => local.decoder.save_adapters(&target.output, &local.base)?,
+    if local.decoder.adapters().is_none() {
+        return Err(Error::Request {
+            what: format!("{checkpoint}: expected LoRA adapters, found a whole model"),
+            hint: "`saferl export hf` writes whole models".into(),
+        });
     }
+    local.decoder.save_adapters(&target.output, &local.base)?;
     local.tokenizer.save(&target.output)?;
     print_line(&target.output.display().to_string())
+}
+
+fn write_gguf(target: &GgufTarget) -> Result<()> {
+    if target.output.exists() {
+        return Err(Error::Request {
+            what: format!("{}: expected a new file, found one", target.output.display()),
+            hint: "name another file, or remove this one".into(),
+        });
+    }
+    let local = load_merged(&checkpoint(&target.model)?)?;
+    write_weights(&local, target, &target.output)?;
+    print_line(&target.output.display().to_string())
+}
+
+fn write_ollama(target: &GgufTarget) -> Result<()> {
+    refuse_taken(&target.output)?;
+    let local = load_merged(&checkpoint(&target.model)?)?;
+    let (temperature, top_p) = Drawing::USUAL;
+    let sampling = Sampling {
+        temperature,
+        top_p,
+        top_k: Drawing::TOP_K,
+        ..Sampling::default()
+    };
+    // First, since it may not be possible and costs nothing.
+    let text = modelfile(OLLAMA_WEIGHTS, &local.tokenizer, &local.decoder.config, &sampling)?;
+    std::fs::create_dir_all(&target.output).map_err(|source| Error::file(&target.output, source))?;
+    write_weights(&local, target, &target.output.join(OLLAMA_WEIGHTS))?;
+    let path = target.output.join("Modelfile");
+    std::fs::write(&path, text).map_err(|source| Error::file(&path, source))?;
+    print_line(&path.display().to_string())
+}
+
+/// A model with its adapters, if it has any, merged into the weights.
+fn load_merged(name: &str) -> Result<Local> {
+    let mut local = Local::load(name, DType::F32)?;
+    if local.decoder.adapters().is_some() {
+        local.decoder = local.decoder.merge_adapters()?;
+    }
+    Ok(local)
+}
+
+fn write_weights(local: &Local, target: &GgufTarget, path: &Path) -> Result<()> {
+    let wait = bar("tensors", 0);
+    let mut progress = |done: usize, all: usize| {
+        wait.set_length(all as u64);
+        wait.set_position(done as u64);
+    };
+    let kind = target.kind.into();
+    // A path says where the model lay on this machine, its last part what it is called.
+    let name = Path::new(&target.model).file_name().map_or_else(
+        || target.model.clone(),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    model::export::write_gguf(path, &name, &local.decoder, &local.tokenizer, kind, &mut progress)?;
+    wait.finish_and_clear();
+    Ok(())
 }
 
 /// The newest whole checkpoint of a run's folder; any other name as it is.
@@ -63,6 +134,6 @@ fn refuse_taken(folder: &Path) -> Result<()> {
             "{}: expected a new or an empty folder, found files",
             folder.display()
         ),
-        hint: "name another folder with --output".into(),
+        hint: "name another folder".into(),
     })
 }

@@ -17,6 +17,20 @@ use serde_json::{Map, json};
 use crate::config::{Config, Family};
 use crate::{Error, Result};
 
+/// The tensor of factors that divide the rotary frequencies, as llama.cpp has Llama 3's scaling.
+pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// The scaling's own numbers, under keys of this program, beside their names in `config.json`.
+pub(crate) const ROPE_KEYS: [(&str, &str); 4] = [
+    ("saferl.rope.factor", "factor"),
+    ("saferl.rope.low_freq_factor", "low_freq_factor"),
+    ("saferl.rope.high_freq_factor", "high_freq_factor"),
+    (
+        "saferl.rope.original_context_length",
+        "original_max_position_embeddings",
+    ),
+];
+
 /// Where a tensor lies in the file, and what it is.
 #[derive(Debug, Clone)]
 struct Entry {
@@ -43,7 +57,7 @@ impl Header {
     ///
     /// # Errors
     /// A file that cannot be read, is not GGUF version 2 or 3, or ends before its header says; a tensor of a type
-    /// other than F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K.
+    /// other than F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K.
     pub fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|source| Error::File {
             path: path.into(),
@@ -88,7 +102,8 @@ impl Header {
             });
         }
         let mut tensors = Vec::with_capacity(self.entries.len());
-        for (name, entry) in &self.entries {
+        // The rotary factors are computed from the scaling's own numbers, see `rope_fields`.
+        for (name, entry) in self.entries.iter().filter(|(name, _)| *name != ROPE_FACTORS) {
             let tensor = self.read_tensor(&mut file, name, entry)?;
             let name = hugging_face_name(name);
             let tensor = match name.rsplit('.').nth(1) {
@@ -199,10 +214,8 @@ impl Header {
             "head_dim": head_dim,
             "max_position_embeddings": self.count(&key("context_length"))?,
             "rms_norm_eps": self.number(&key("attention.layer_norm_rms_epsilon")).unwrap_or(1e-6),
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": self.number(&key("rope.freq_base")).unwrap_or(10_000.0),
-            },
+            "rope_parameters": self.rope_fields(self.number(&key("rope.freq_base")).unwrap_or(10_000.0))?,
+            "attention_bias": self.entries.contains_key("blk.0.attn_output.bias"),
             "tie_word_embeddings": !self.entries.contains_key("output.weight"),
             "vocab_size": vocabulary,
         });
@@ -219,6 +232,27 @@ impl Header {
             serde_json::Value::Object(fields) => Ok(fields),
             _ => Ok(Map::new()),
         }
+    }
+
+    /// `rope_parameters`: base and, where the file has factors for the frequencies, Llama 3's scaling. The factors
+    /// alone do not tell its numbers, so a file that has them needs our own keys too ([`ROPE_KEYS`]).
+    fn rope_fields(&self, theta: f64) -> Result<serde_json::Value> {
+        if !self.entries.contains_key(ROPE_FACTORS) {
+            return Ok(json!({"rope_type": "default", "rope_theta": theta}));
+        }
+        let mut fields = Map::from_iter([
+            ("rope_type".to_owned(), json!("llama3")),
+            ("rope_theta".to_owned(), json!(theta)),
+        ]);
+        for (key, field) in ROPE_KEYS {
+            let number = self.number(key).ok_or_else(|| {
+                let expected =
+                    format!("a number, since tensor {ROPE_FACTORS} is there (or the model's HF folder)");
+                self.wrong(key, &expected, None)
+            })?;
+            fields.insert(field.into(), json!(number));
+        }
+        Ok(fields.into())
     }
 
     /// The text under a metadata key.
@@ -264,33 +298,52 @@ impl Header {
     }
 }
 
+/// Names outside the blocks: GGUF's, Hugging Face's.
+const OUTER: [(&str, &str); 3] = [
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+];
+
+/// Names of a block's parts: GGUF's, Hugging Face's.
+const PARTS: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
 /// The Hugging Face name of a GGUF tensor; a name that has none stays, and ends as a tensor left over.
 fn hugging_face_name(name: &str) -> String {
-    match name {
-        "token_embd.weight" => return "model.embed_tokens.weight".into(),
-        "output_norm.weight" => return "model.norm.weight".into(),
-        "output.weight" => return "lm_head.weight".into(),
-        _ => {}
+    if let Some((_, other)) = OUTER.iter().find(|(ours, _)| *ours == name) {
+        return (*other).into();
     }
     let parts: Vec<&str> = name.split('.').collect();
     let &["blk", layer, part, kind] = parts.as_slice() else {
         return name.into();
     };
-    let part = match part {
-        "attn_norm" => "input_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "attn_q_norm" => "self_attn.q_norm",
-        "attn_k_norm" => "self_attn.k_norm",
-        "ffn_norm" => "post_attention_layernorm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return name.into(),
-    };
-    format!("model.layers.{layer}.{part}.{kind}")
+    match PARTS.iter().find(|(ours, _)| *ours == part) {
+        Some((_, other)) => format!("model.layers.{layer}.{other}.{kind}"),
+        None => name.into(),
+    }
+}
+
+/// The GGUF name of a Hugging Face tensor, where there is one.
+pub(crate) fn gguf_name(name: &str) -> Option<String> {
+    if let Some((other, _)) = OUTER.iter().find(|(_, ours)| *ours == name) {
+        return Some((*other).into());
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (part, kind) = rest.rsplit_once('.')?;
+    let (other, _) = PARTS.iter().find(|(_, ours)| *ours == part)?;
+    Some(format!("blk.{layer}.{other}.{kind}"))
 }
 
 /// Rows of each head from interleaved pairs (0, h/2, 1, h/2 + 1, ...), as llama's GGUF files have them for their own
@@ -303,6 +356,13 @@ fn half_split(tensor: &Tensor, heads: usize, head_dim: usize) -> Result<Tensor> 
     let columns = tensor.elem_count() / rows;
     let pairs = tensor.reshape((heads, head_dim / 2, 2, columns))?;
     Ok(pairs.transpose(1, 2)?.contiguous()?.reshape(tensor.dims())?)
+}
+
+/// The inverse of [`half_split`]: rows of each head as interleaved pairs.
+pub(crate) fn interleaved(tensor: &Tensor, heads: usize, head_dim: usize) -> Result<Tensor> {
+    let columns = tensor.elem_count() / (heads * head_dim);
+    let halves = tensor.reshape((heads, 2, head_dim / 2, columns))?;
+    Ok(halves.transpose(1, 2)?.contiguous()?.reshape(tensor.dims())?)
 }
 
 /// A file's bytes in order, counted against its length.
@@ -424,13 +484,16 @@ impl Bytes {
             1 => GgmlDType::F16,
             2 => GgmlDType::Q4_0,
             3 => GgmlDType::Q4_1,
+            6 => GgmlDType::Q5_0,
+            7 => GgmlDType::Q5_1,
             8 => GgmlDType::Q8_0,
             12 => GgmlDType::Q4K,
+            13 => GgmlDType::Q5K,
             14 => GgmlDType::Q6K,
             30 => GgmlDType::BF16,
             other => {
-                let expected =
-                    "type F32 (0), F16 (1), Q4_0 (2), Q4_1 (3), Q8_0 (8), Q4_K (12), Q6_K (14) or BF16 (30)";
+                let expected = "type F32 (0), F16 (1), Q4_0 (2), Q4_1 (3), Q5_0 (6), Q5_1 (7), Q8_0 (8), Q4_K (12), \
+                                Q5_K (13), Q6_K (14) or BF16 (30)";
                 return Err(Error::Tensor {
                     name,
                     expected: expected.into(),
