@@ -35,6 +35,7 @@ import pathlib
 import re
 import sys
 import tomllib
+import unicodedata
 from collections import Counter, namedtuple
 from math import comb, sqrt
 
@@ -171,8 +172,12 @@ SOURCES = [
 def rust_debug(text):
     """A text as Rust's `{:?}` writes it, which the guard's choice hashes."""
     plain = {"\t": "\\t", "\r": "\\r", "\n": "\\n", "\0": "\\0", '"': '\\"', "\\": "\\\\"}
-    shown = (plain.get(letter) or (letter if letter.isprintable() else f"\\u{{{ord(letter):x}}}") for letter in text)
-    return '"' + "".join(shown) + '"'
+
+    def shown(letter):
+        whole = letter.isprintable() and unicodedata.category(letter) not in ("Mn", "Me")
+        return plain.get(letter) or (letter if whole else f"\\u{{{ord(letter):x}}}")
+
+    return '"' + "".join(map(shown, text)) + '"'
 
 
 def smallest(rows, count, text):
@@ -182,7 +187,7 @@ def smallest(rows, count, text):
 
 
 def load(data):
-    """The rows that the guard's recipe does not take, and how many of each source it does."""
+    """The rows that the guard's recipe does not take; how many of each source it does; how many prompts recur."""
     guard = tomllib.loads((ROOT / "recipes/guard.toml").read_text())["sources"]
     guard = {source["name"]: source.get("take") for source in guard if "data" in source}
     all_rows, used, left_out = [], set(), {}
@@ -203,7 +208,7 @@ def load(data):
                 seen.add(same)
                 fresh.append(row)
         kept += smallest(fresh, MOST_ROWS, lambda row: f"ngram {row.key} {row.reply}")
-    return kept, left_out
+    return kept, left_out, len({row.key for row in kept} & {key for key, _ in used})
 
 
 # ---- the judge -----------------------------------------------------------------------------------------------------
@@ -294,9 +299,11 @@ def quality(name, judge, rows, question):
             f"| {share(int((said == truth).sum()), len(truth))} | {auc} |")
 
 
-def print_quality(rows, left_out, judges):
+def print_quality(rows, left_out, recurring, judges):
     print("Rows that the built-in guard's recipe takes, left out here: "
           + ", ".join(f"{count} {name}" for name, count in left_out.items()) + ".")
+    print(f"{len(rows)} rows are left; {recurring} of their {len({row.key for row in rows})} prompts stand in rows left out, with "
+          "other replies.")
     for question, judge in judges.items():
         fitted = sum(getattr(row, question) is not None and not is_held_out(row) for row in rows)
         print(f"\n### {question}: fitted on {fitted} rows\n\n"
@@ -321,6 +328,8 @@ def print_quality(rows, left_out, judges):
 
 def read_run(path):
     """Pairs of (row before, row after), by id, as `saferl quickstart` leaves them in samples.jsonl."""
+    if not pathlib.Path(path).is_file():
+        sys.exit(f"{path}: expected a file\nhint: give the samples.jsonl of a finished `saferl quickstart`")
     phases = {"before": {}, "after": {}}
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -396,10 +405,10 @@ def main():
     parser.add_argument("--data", required=True, type=pathlib.Path, help="the folder of the published files")
     parser.add_argument("samples", nargs="*", help="samples.jsonl of finished quickstarts")
     arguments = parser.parse_args()
-    rows, left_out = load(arguments.data)
+    rows, left_out, recurring = load(arguments.data)
     judges = {question: fit(rows, question) for question in ("unsafe", "refusal")}
     if not arguments.samples:
-        print_quality(rows, left_out, judges)
+        print_quality(rows, left_out, recurring, judges)
     for path in arguments.samples:
         print_run(path, judges)
 
