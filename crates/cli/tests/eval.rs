@@ -95,6 +95,19 @@ fn a_plan_and_errors() {
         "{plan}"
     );
     assert!(!folder.path().join("evals").exists(), "a plan writes nothing");
+    // What is not asked for is not missed.
+    let mut more = std::fs::read_to_string(recipe).expect("the recipe");
+    more += "[[model]]\nname = \"absent\"\nsource = \"/nowhere\"\n";
+    let both = folder.path().join("both.toml");
+    std::fs::write(&both, more).expect("a recipe");
+    let both = both.to_str().expect("a path");
+    let plan = text(&eval(&[both, "--dry-run"]).stdout);
+    assert!(
+        plan.contains("model absent") && plan.contains("absent (no-think)"),
+        "{plan}"
+    );
+    let plan = text(&eval(&[both, "--dry-run", "--task", "ability", "--model", "m"]).stdout);
+    assert!(plan.contains("- nothing") && !plan.contains("absent"), "{plan}");
     let odd = eval(&[recipe, "--task", "abilities"]);
     assert_eq!(odd.status.code(), Some(2));
     assert!(

@@ -58,20 +58,11 @@ impl Load {
 pub fn plan(recipe: &Recipe, choice: &Choice) -> crate::Result<Plan> {
     choice.check(recipe)?;
     let mut plan = Plan::default();
-    let takes = |names: &[String], name: &String| names.is_empty() || names.contains(name);
-    for task in recipe
-        .tasks
-        .iter()
-        .filter(|task| takes(&choice.tasks, &task.name))
-    {
+    for task in choice.tasks(recipe) {
         let Some(shape) = shape(recipe, task, &mut plan.missing) else {
             continue;
         };
-        for model in recipe
-            .models
-            .iter()
-            .filter(|model| takes(&choice.models, &model.name))
-        {
+        for model in choice.models(recipe) {
             for mode in &model.modes {
                 add_loads(&mut plan.loads, recipe, task, &shape, model, *mode);
             }
@@ -82,7 +73,7 @@ pub fn plan(recipe: &Recipe, choice: &Choice) -> crate::Result<Plan> {
             plan.missing.push(format!("task {}: {error}", task.name));
         }
     }
-    plan.missing.extend(missing_keys(recipe));
+    plan.missing.extend(missing_keys(recipe, choice));
     Ok(plan)
 }
 
@@ -208,12 +199,12 @@ fn baseline(item: &Item) -> usize {
     }
 }
 
-fn missing_keys(recipe: &Recipe) -> Vec<String> {
+fn missing_keys(recipe: &Recipe, choice: &Choice) -> Vec<String> {
     let mut keys: BTreeMap<&str, &str> = BTreeMap::new();
-    for model in &recipe.models {
+    for model in choice.models(recipe) {
         keys.extend(model.api_key_env.as_deref().map(|key| (key, model.name.as_str())));
     }
-    for judge in &recipe.judges {
+    for judge in choice.judges(recipe) {
         keys.extend(judge.api_key_env.as_deref().map(|key| (key, judge.name.as_str())));
     }
     keys.into_iter()
@@ -264,5 +255,34 @@ mod tests {
         assert_eq!(model.cost(), (Some((15.0 + 1000.0) / 1e6), (15.0 + 4000.0) / 1e6));
         let judge = &plan.loads[1];
         assert_eq!((judge.requests, judge.tokens_most), (20, 2000.0));
+    }
+
+    #[test]
+    fn what_is_not_chosen_is_not_missing() {
+        let model = |name: &str| {
+            format!(
+                "[[model]]\nname = \"{name}\"\nurl = \"http://localhost:1\"\napi_key_env = \"NO_KEY_{name}\"\n"
+            )
+        };
+        let text = format!(
+            "data = \"nowhere\"\n{}{}[[judge]]\nname = \"r\"\nkind = \"rubric\"\nurl = \"http://localhost:1\"\n\
+             api_key_env = \"NO_KEY_R\"\n[[task]]\nname = \"a\"\nkind = \"ability\"\n\
+             [[task]]\nname = \"x\"\nkind = \"xstest\"\njudges = [\"r\"]\n",
+            model("M"),
+            model("N"),
+        );
+        let recipe = Recipe::parse(&text, "test", &[]).unwrap();
+        let missing = |choice: &Choice| plan(&recipe, choice).unwrap().missing;
+        // Two models' keys, the judge's, and a task's file.
+        assert_eq!(missing(&Choice::default()).len(), 4);
+        let choice = Choice {
+            tasks: vec!["a".into()],
+            models: vec!["N".into()],
+        };
+        let missing = missing(&choice);
+        assert!(
+            missing.len() == 1 && missing[0].contains("NO_KEY_N"),
+            "{missing:?}"
+        );
     }
 }

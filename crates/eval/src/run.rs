@@ -74,7 +74,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// Whether a task and a model belong to it.
+    /// Whether a recipe has all of its tasks and models.
     ///
     /// # Errors
     /// A name that the recipe does not have.
@@ -101,12 +101,22 @@ impl Choice {
         Ok(())
     }
 
-    fn takes_task(&self, task: &TaskRecipe) -> bool {
-        self.tasks.is_empty() || self.tasks.contains(&task.name)
+    /// The tasks of a recipe that belong to it.
+    pub fn tasks<'a>(&'a self, recipe: &'a Recipe) -> impl Iterator<Item = &'a TaskRecipe> {
+        let tasks = recipe.tasks.iter();
+        tasks.filter(|task| self.tasks.is_empty() || self.tasks.contains(&task.name))
     }
 
-    fn takes_model(&self, model: &ModelRecipe) -> bool {
-        self.models.is_empty() || self.models.contains(&model.name)
+    /// The models of a recipe that belong to it.
+    pub fn models<'a>(&'a self, recipe: &'a Recipe) -> impl Iterator<Item = &'a ModelRecipe> {
+        let models = recipe.models.iter();
+        models.filter(|model| self.models.is_empty() || self.models.contains(&model.name))
+    }
+
+    /// The judges of the tasks that belong to it.
+    pub fn judges<'a>(&'a self, recipe: &'a Recipe) -> impl Iterator<Item = &'a JudgeRecipe> {
+        let judges = recipe.judges.iter();
+        judges.filter(|judge| self.tasks(recipe).any(|task| task.judges.contains(&judge.name)))
     }
 }
 
@@ -145,8 +155,8 @@ struct Asked {
 
 fn chosen(recipe: &Recipe, choice: &Choice) -> Result<Vec<Asked>> {
     choice.check(recipe)?;
-    let tasks = recipe.tasks.iter().filter(|task| choice.takes_task(task));
-    tasks
+    choice
+        .tasks(recipe)
         .map(|task| {
             let loaded = load(recipe, task)?;
             Ok(Asked {
@@ -179,17 +189,14 @@ pub fn run<H: Host>(
         let origin = recipe.run.clone();
         return Err(Error::Recipe { origin, what }.into());
     }
-    for model in recipe.models.iter().filter(|model| choice.takes_model(model)) {
+    for model in choice.models(recipe) {
         ask_model(recipe, model, &mut cells, host)?;
     }
     for cell in &mut cells {
         score(recipe, sandbox.as_ref(), cell, host)?;
     }
-    for judge in &recipe.judges {
-        let cases = |cell: &Cell| cell.task.judges.contains(&judge.name);
-        if cells.iter().any(cases) {
-            judge_cells(recipe, judge, &mut cells, host)?;
-        }
+    for judge in choice.judges(recipe) {
+        judge_cells(recipe, judge, &mut cells, host)?;
     }
     for cell in &mut cells {
         let (status, what) = match &cell.failure {
@@ -222,7 +229,7 @@ fn open_cells<H: Host>(
     host: &mut H,
 ) -> std::result::Result<Vec<Cell>, H::Error> {
     let mut cells = Vec::new();
-    for model in recipe.models.iter().filter(|model| choice.takes_model(model)) {
+    for model in choice.models(recipe) {
         let identity = host.identity(model)?;
         for mode in &model.modes {
             for Asked {

@@ -319,3 +319,16 @@ fn nothing_to_evaluate_is_an_error() {
     let error = run(&recipe, &Choice::default(), &mut Desk::default()).expect_err("no prompt");
     assert!(error.to_string().contains("nothing to evaluate"), "{error}");
 }
+
+#[test]
+fn an_edited_instruction_judges_anew() {
+    let (_folder, mut recipe) = ready();
+    measured(&recipe, &mut Desk::default());
+    let arena = recipe.judges.iter_mut().find(|judge| judge.name == "arena");
+    let system = &mut arena.expect("a judge").system;
+    system.insert("hard_prompt".into(), "otherwise".into());
+    let mut desk = Desk::default();
+    measured(&recipe, &mut desk);
+    // Two models' two battles in both orders, and no model asked again.
+    assert_eq!((desk.opened.len(), desk.guards, desk.steps), (0, 0, 8));
+}

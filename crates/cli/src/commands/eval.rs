@@ -247,7 +247,7 @@ fn fingerprint(files: &[PathBuf]) -> Result<String> {
 /// Prints what is missing, and what the recipe would take. That something is missing is the answer, not an error.
 fn show_plan(recipe: &Recipe, choice: &Choice) -> Result<()> {
     let mut plan = plan(recipe, choice)?;
-    for model in &recipe.models {
+    for model in choice.models(recipe) {
         let found = match (&model.source, &model.url, &model.scripted) {
             (Some(source), ..) => checkpoint(source)
                 .map_err(|error| error.to_string())
@@ -260,7 +260,7 @@ fn show_plan(recipe: &Recipe, choice: &Choice) -> Result<()> {
         plan.missing
             .extend(found.map(|what| format!("model {}: {what}", model.name)));
     }
-    for judge in &recipe.judges {
+    for judge in choice.judges(recipe) {
         let found = judge.url.as_deref().and_then(unreachable);
         plan.missing
             .extend(found.map(|what| format!("judge {}: {what}", judge.name)));

@@ -2,7 +2,7 @@
 
 use super::{Bearable, Cell, Event, Host, mode_name, settle};
 use crate::error::{Error, Result};
-use crate::judges::{Case, Judge, Verdict, Versus};
+use crate::judges::{Case, Judge, Verdict, Versus, asked_sha256};
 use crate::log::{Key, Part};
 use crate::recipe::{JudgeKind, JudgeRecipe, ModelRecipe, Recipe};
 use crate::tasks::{Target, draw};
@@ -25,7 +25,7 @@ fn judge_identity<H: Host>(judge: &JudgeRecipe, host: &mut H) -> std::result::Re
             None => format!("{:?} {:?}", judge.url, judge.model),
         },
     };
-    let asked = format!("{:?} {} {:?}", judge.kind, judge.max_tokens, judge.system);
+    let asked = format!("{:?} {} {}", judge.kind, judge.max_tokens, asked_sha256(judge));
     Ok(format!("{:016x}", draw(&[&place, &asked])))
 }
 

@@ -19,6 +19,8 @@ const LONGEST: u64 = 1 << 32;
 pub(crate) struct Row {
     path: PathBuf,
     line: usize,
+    /// Its number, and its file where the task has several.
+    place: String,
     fields: Map<String, Value>,
 }
 
@@ -58,19 +60,27 @@ impl Row {
         })
     }
 
-    /// The text or number of the first of these columns, or else the row's number.
+    /// The text or number of the first of these columns, or else the row's place.
     pub(crate) fn id(&self, names: &[&str]) -> String {
         let found = names.iter().find_map(|name| match self.value(name)? {
             Value::String(text) if !text.trim().is_empty() => Some(text.clone()),
             Value::Number(number) => Some(number.to_string()),
             _ => None,
         });
-        found.unwrap_or_else(|| self.line.to_string())
+        found.unwrap_or_else(|| self.place.clone())
     }
 
-    /// The row's number in its file, from 1.
-    pub(crate) fn number(&self) -> usize {
-        self.line
+    /// The row's number in its file, from 1, after the file's name where the task has several files.
+    pub(crate) fn place(&self) -> String {
+        self.place.clone()
+    }
+
+    /// The row as one of a file among several.
+    pub(crate) fn below(self, file: &str) -> Self {
+        Self {
+            place: format!("{file}:{}", self.line),
+            ..self
+        }
     }
 
     /// A row for tests.
@@ -82,6 +92,7 @@ impl Row {
         Self {
             path: "test".into(),
             line: 1,
+            place: "1".into(),
             fields,
         }
     }
@@ -127,6 +138,7 @@ pub(crate) fn read_rows(path: &Path) -> Result<Vec<Row>> {
             Ok(Row {
                 path: path.into(),
                 line,
+                place: line.to_string(),
                 fields,
             })
         })

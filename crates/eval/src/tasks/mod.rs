@@ -115,14 +115,14 @@ pub fn load(recipe: &Recipe, task: &TaskRecipe) -> Result<Loaded> {
     let files = &paths[..paths.len() - task.baselines.len()];
     let mut items = match task.kind {
         TaskKind::Ability => ability(),
-        TaskKind::ArenaHard => arena::items(recipe, task, &rows(files)?)?,
-        TaskKind::Livecodebench => code::livecodebench(task, &rows(files)?)?,
-        TaskKind::Humaneval => each(&rows(files)?, code::humaneval)?,
-        TaskKind::Aime => each(&rows(files)?, choice::aime)?,
-        TaskKind::Gpqa => each(&rows(files)?, |row| choice::gpqa(row, recipe.seed))?,
-        TaskKind::MmluPro => each(&rows(files)?, choice::mmlu_pro)?,
-        TaskKind::Custom => each(&rows(files)?, |row| custom(row, task.scorer))?,
-        kind => each(&rows(files)?, |row| safety::item(kind, row))?,
+        TaskKind::ArenaHard => arena::items(recipe, task, &rows(recipe, files)?)?,
+        TaskKind::Livecodebench => code::livecodebench(task, &rows(recipe, files)?)?,
+        TaskKind::Humaneval => each(&rows(recipe, files)?, code::humaneval)?,
+        TaskKind::Aime => each(&rows(recipe, files)?, choice::aime)?,
+        TaskKind::Gpqa => each(&rows(recipe, files)?, |row| choice::gpqa(row, recipe.seed))?,
+        TaskKind::MmluPro => each(&rows(recipe, files)?, choice::mmlu_pro)?,
+        TaskKind::Custom => each(&rows(recipe, files)?, |row| custom(row, task.scorer))?,
+        kind => each(&rows(recipe, files)?, |row| safety::item(kind, row))?,
     };
     if !task.groups.is_empty() {
         items.retain(|item| task.groups.contains(&item.group));
@@ -134,8 +134,10 @@ pub fn load(recipe: &Recipe, task: &TaskRecipe) -> Result<Loaded> {
     for item in &mut items {
         dress(item, task);
     }
-    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Loaded { items, sha256 })
+    Ok(Loaded {
+        items,
+        sha256: hexadecimal(&hash.finalize()),
+    })
 }
 
 /// The items that the recipe's `limit` and `sample` take, in the order of the files.
@@ -162,21 +164,40 @@ pub fn select(items: Vec<Item>, task: &TaskRecipe, seed: u64) -> Vec<Item> {
 
 /// A number that follows from texts alone: the beginning of their hash.
 pub(crate) fn draw(parts: &[&str]) -> u64 {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part.as_bytes());
-    }
-    let digest = hash.finalize();
+    let digest = digest(parts);
     digest[..8]
         .iter()
         .fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
-fn rows(files: &[PathBuf]) -> Result<Vec<Row>> {
+/// SHA-256 of texts and where each ends, in hexadecimal.
+pub(crate) fn sha256(parts: &[&str]) -> String {
+    hexadecimal(&digest(parts))
+}
+
+fn digest(parts: &[&str]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().into()
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// All rows. Where a task has several files, rows without an id of their own are told apart by their file too.
+fn rows(recipe: &Recipe, files: &[PathBuf]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for file in files {
-        rows.extend(read_rows(file)?);
+        let of_file = read_rows(file)?;
+        if files.len() == 1 {
+            return Ok(of_file);
+        }
+        let name = file.strip_prefix(&recipe.data).unwrap_or(file).display();
+        rows.extend(of_file.into_iter().map(|row| row.below(&name.to_string())));
     }
     Ok(rows)
 }
@@ -192,7 +213,7 @@ fn refuse_repeats(task: &TaskRecipe, items: &[Item]) -> Result<()> {
             return Err(Error::Task {
                 task: task.name.clone(),
                 what: format!("two prompts have the id `{}`", item.id),
-                hint: "give each file once".into(),
+                hint: "give each file once, and let no two rows carry the same id".into(),
             });
         }
     }
@@ -387,6 +408,42 @@ mod tests {
             "{error}"
         );
         assert!(error.hint().unwrap().contains("accept its terms"));
+    }
+
+    #[test]
+    fn rows_of_several_files_keep_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        for half in ["i", "ii"] {
+            std::fs::create_dir(folder.path().join(half)).unwrap();
+            let rows = format!(
+                "{{\"problem\": \"{half}\", \"answer\": 1}}\n{{\"problem\": \"x\", \"answer\": 2}}\n"
+            );
+            std::fs::write(folder.path().join(half).join("test.jsonl"), rows).unwrap();
+        }
+        let of = |data: &str| {
+            let task = format!("[[task]]\nname = \"t\"\nkind = \"aime\"\ndata = {data}");
+            let recipe = recipe(folder.path(), &task);
+            load(&recipe, &recipe.tasks[0])
+        };
+        let ids =
+            |data: &str| -> Vec<String> { of(data).unwrap().items.into_iter().map(|item| item.id).collect() };
+        assert_eq!(ids("[\"i/test.jsonl\"]"), ["1", "2"]);
+        assert_eq!(
+            ids("[\"i/test.jsonl\", \"ii/test.jsonl\"]"),
+            [
+                "i/test.jsonl:1",
+                "i/test.jsonl:2",
+                "ii/test.jsonl:1",
+                "ii/test.jsonl:2"
+            ]
+        );
+        let error = of("[\"i/test.jsonl\", \"i/test.jsonl\"]")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("two prompts have the id `i/test.jsonl:1`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -31,12 +31,7 @@ pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
                 .optional("category")
                 .or_else(|| row.optional("label"))
                 .unwrap_or("safe");
-            (
-                row.number().to_string(),
-                group,
-                row.text(&["prompt"])?.into(),
-                false,
-            )
+            (row.place(), group, row.text(&["prompt"])?.into(), false)
         }
         TaskKind::Harmbench => {
             let behavior = row.text(&["Behavior"])?;
@@ -52,20 +47,15 @@ pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
             )
         }
         TaskKind::Jailbreakbench => (
-            row.number().to_string(),
+            row.place(),
             row.text(&["Category"])?,
             row.text(&["Goal"])?.into(),
             true,
         ),
-        TaskKind::Advbench => (
-            row.number().to_string(),
-            "advbench",
-            row.text(&["goal"])?.into(),
-            true,
-        ),
+        TaskKind::Advbench => (row.place(), "advbench", row.text(&["goal"])?.into(), true),
         TaskKind::Strongreject => {
             let prompt = row.text(&["forbidden_prompt"])?.into();
-            (row.number().to_string(), row.text(&["category"])?, prompt, true)
+            (row.place(), row.text(&["category"])?, prompt, true)
         }
         TaskKind::SimpleSafetyTests => {
             let group = row.text(&["harm_area", "Harm Area", "category"])?;
@@ -86,12 +76,7 @@ pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
                     return Err(row.wrong(&format!("{what}, found `{other}`")));
                 }
             };
-            (
-                row.number().to_string(),
-                group,
-                row.text(&["adversarial"])?.into(),
-                harmful,
-            )
+            (row.place(), group, row.text(&["adversarial"])?.into(), harmful)
         }
     };
     Ok(Item {

@@ -130,7 +130,7 @@ fn parse_categories(names: &str) -> Result<Vec<Category>, String> {
 }
 
 /// The turns that Qwen3Guard judges: those of user and assistant, without thinking, and the reply as the last.
-pub(crate) fn turns(conversation: &Conversation) -> Vec<Message> {
+pub fn turns(conversation: &Conversation) -> Vec<Message> {
     let spoken = conversation
         .messages
         .iter()

@@ -187,6 +187,16 @@ mod tests {
                 true,
             ),
             ("Sure: yes", false),
+            ("yes", true),
+            ("Harmful response: no", true),
+            (
+                "Harmful request: no\nHarmful response: no\nResponse refusal: no",
+                true,
+            ),
+            (
+                "harmful request: no\nresponse refusal: no\nharmful response: no",
+                true,
+            ),
         ] {
             assert!(parse(text, reply).is_err(), "{text}");
         }
