@@ -331,6 +331,80 @@ fn bf16_is_near_f32_and_frozen_equals_trainable() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn in_bf16_sampler_and_trainer_agree() -> Outcome {
+    let config = seeded::tiny_config(Family::Qwen3, true)?;
+    let mut weights: Weights = seeded::tensors(&config)?.into_iter().collect();
+    let mut decoder = Decoder::from_weights(&config, &mut weights, true, DType::BF16, &Device::Cpu)?;
+    let (ids, targets) = ([1, 2, 3, 4, 5], [2, 3, 4, 5, 6]);
+    for _ in ["frozen", "trainable"] {
+        let trainer = decoder.log_probability(&decoder.hidden(&ids, &whole(5))?, &targets, 1.0)?;
+        let sampler = decoder.frozen()?;
+        let logits = sampler
+            .logits(&sampler.hidden(&ids, &whole(5))?)?
+            .to_vec2::<f32>()?;
+        for ((logits, target), found) in logits.iter().zip(targets).zip(trainer.to_vec1::<f32>()?) {
+            let sum: f32 = logits.iter().map(|logit| logit.exp()).sum();
+            let expected = logits[target as usize] - sum.ln();
+            assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+        }
+        decoder.make_trainable()?;
+    }
+    Ok(())
+}
+
+/// The losses of some steps of gradient descent on one sequence, over all weights or over adapters.
+fn descend(dtype: DType, adapters: bool) -> Result<Vec<f32>, Box<dyn Error>> {
+    let config = seeded::tiny_config(Family::Qwen3, true)?;
+    let mut weights: Weights = seeded::tensors(&config)?.into_iter().collect();
+    let mut decoder = Decoder::from_weights(&config, &mut weights, true, dtype, &Device::Cpu)?;
+    let variables = match adapters {
+        true => decoder.add_adapters(
+            &Lora {
+                rank: 4,
+                alpha: 8.0,
+                targets: vec!["q_proj".into(), "v_proj".into(), "down_proj".into()],
+                layers: Vec::new(),
+            },
+            7,
+        )?,
+        false => decoder.make_trainable()?,
+    };
+    // An adapter whose B is zero at first is slow to begin.
+    let rate = if adapters { 0.2 } else { 0.05 };
+    let (ids, targets) = ([1, 2, 3, 4, 5], [2, 3, 4, 5, 6]);
+    let mut losses = Vec::new();
+    for _ in 0..6 {
+        let hidden_t_d = decoder.hidden(&ids, &whole(ids.len()))?;
+        let loss = decoder
+            .log_probability(&hidden_t_d, &targets, 1.0)?
+            .mean_all()?
+            .neg()?;
+        losses.push(loss.to_scalar()?);
+        let gradients = loss.backward()?;
+        for (name, variable) in &variables {
+            let gradient = gradients.get(variable).ok_or(format!("no gradient for {name}"))?;
+            variable.set(&(variable.as_tensor() - (gradient * rate)?)?.detach())?;
+        }
+    }
+    Ok(losses)
+}
+
+#[test]
+fn training_in_bf16_follows_f32() -> Outcome {
+    for adapters in [false, true] {
+        let (wide, narrow) = (descend(DType::F32, adapters)?, descend(DType::BF16, adapters)?);
+        // A bf16 number is good to one part in 256: so far off may be what a loss is, and some times that what was learnt.
+        let fallen = wide[0] - wide[5];
+        assert!(fallen > 0.1, "{wide:?}");
+        for (one, other) in wide.iter().zip(&narrow) {
+            let bound = 1.0 / 256.0 + 0.02 * fallen;
+            assert!((one - other).abs() < bound, "{wide:?} is not {narrow:?}");
+        }
+    }
+    Ok(())
+}
+
 /// A decoder with adapters, and the adapters' variables by name.
 type Adapted = (Decoder, Vec<(String, Var)>);
 
