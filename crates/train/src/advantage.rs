@@ -85,13 +85,22 @@ mod tests {
 
     #[test]
     fn a_batch_has_one_scale() {
-        let groups = [vec![Some(-10.0), Some(2.0), None], vec![Some(1.0), Some(1.5)], vec![Some(1.0), Some(1.0)]];
+        let groups = [
+            vec![Some(-10.0), Some(2.0), None],
+            vec![Some(1.0), Some(1.5)],
+            vec![Some(1.0), Some(1.0)],
+        ];
         let scored = [-10.0, 2.0, 1.0, 1.5, 1.0, 1.0];
         let scaled = batch_advantages(Scale::Batch, &groups);
         let first = scaled[0].as_ref().unwrap();
-        assert!((first[1].unwrap() - 6.0 / (deviation(&scored) + EPSILON)).abs() < 1e-12 && first[2].is_none());
+        assert!(
+            (first[1].unwrap() - 6.0 / (deviation(&scored) + EPSILON)).abs() < 1e-12 && first[2].is_none()
+        );
         let second = scaled[1].as_ref().unwrap();
-        assert!((first[1].unwrap() / second[1].unwrap() - 24.0).abs() < 1e-9, "the distances keep their ratio");
+        assert!(
+            (first[1].unwrap() / second[1].unwrap() - 24.0).abs() < 1e-9,
+            "the distances keep their ratio"
+        );
         assert!(scaled[2].is_none(), "a group with one reward teaches nothing");
         assert_eq!(batch_advantages(Scale::Group, &groups)[1], advantages(&groups[1]));
     }

@@ -169,7 +169,10 @@ pub fn judge_all(
         .iter()
         .map(|group| group.answers.iter().map(Answer::reward).collect())
         .collect();
-    for (group, advantages) in groups.iter_mut().zip(batch_advantages(recipe.loss.scale, &rewards)) {
+    for (group, advantages) in groups
+        .iter_mut()
+        .zip(batch_advantages(recipe.loss.scale, &rewards))
+    {
         group.advantages = advantages;
     }
     Ok(groups)
