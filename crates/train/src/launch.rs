@@ -95,6 +95,10 @@ fn check(recipe: &Recipe, processes: usize) -> Result<()> {
     if processes == 0 {
         return refuse("processes", "at least 1", "0".into());
     }
+    if recipe.time_limit_s > 0.0 {
+        let expected = "0 on another engine, which takes every step";
+        return refuse("time_limit_s", expected, recipe.time_limit_s.to_string());
+    }
     if !Path::new(&recipe.model).is_dir() && !recipe.model.contains('/') {
         let expected = "a folder or `org/name` for another engine (`saferl export hf` writes a folder)";
         return refuse("model", expected, format!("`{}`", recipe.model));
@@ -583,6 +587,8 @@ mod tests {
             (Target::Trl, "lora.alpha=2.5", "lora.alpha"),
             (Target::Verl, "lora.alpha=2.5", "lora.alpha"),
             (Target::Verl, "loss.mask_truncated=true", "loss.mask_truncated"),
+            (Target::Verl, "loss.scale=batch", "loss.scale"),
+            (Target::Trl, "time_limit_s=60.0", "time_limit_s"),
             (Target::Trl, "service.items=31", "service.items"),
         ] {
             let error = planned(target, 1, &[overrides]).unwrap_err().to_string();
