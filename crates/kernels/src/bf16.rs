@@ -7,14 +7,14 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::lanes::{self, Setting};
 use crate::packed::{Packed, WIDTH};
-use crate::pairs::{Left, Pairs, Right, Source, round};
+use crate::pairs::{Left, Pairs, Right, round};
 use crate::product::{self, product_composed};
-use crate::slices::{fusible, read, slice};
+use crate::slices::{read, slice};
 
 /// So many rows at least make a task of their own.
 const GROUP: usize = 48;
@@ -27,23 +27,10 @@ const GROUP: usize = 48;
 /// # Errors
 /// When the shapes do not fit.
 pub fn product_bf16(x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<Tensor> {
-    if !fusible(&[x_t_k, weight_n_k]) {
-        return product_bf16_composed(x_t_k, weight_n_k);
+    match product::operands("product_bf16", x_t_k, weight_n_k)? {
+        Some((x_t_k, weight_n_k)) => x_t_k.apply_op2(&weight_n_k, ProductBf16),
+        None => product_bf16_composed(x_t_k, weight_n_k),
     }
-    let ((rows, inner), (outputs, weight_inner)) = (x_t_k.dims2()?, weight_n_k.dims2()?);
-    if inner != weight_inner {
-        bail!(
-            "product_bf16: expected x [t,k] and weight [n,k], found {:?} and {:?}",
-            x_t_k.dims(),
-            weight_n_k.dims()
-        )
-    }
-    if rows == 0 || inner == 0 || outputs == 0 {
-        return product_bf16_composed(x_t_k, weight_n_k);
-    }
-    x_t_k
-        .contiguous()?
-        .apply_op2(&weight_n_k.contiguous()?, ProductBf16)
 }
 
 /// [`product_bf16`] in plain candle operations.
@@ -73,15 +60,10 @@ impl CustomOp2 for ProductBf16 {
         let ((rows, inner), outputs) = (x_layout.shape().dims2()?, weight_layout.shape().dims2()?.0);
         let (x, weight) = (slice(x, x_layout)?, slice(weight, weight_layout)?);
         let out = if available() {
-            let numbers = Source::Rows(weight);
             multiply(
                 &Left::of_rows(x, inner),
                 rows,
-                Right {
-                    outputs,
-                    inner,
-                    numbers,
-                },
+                Right::rows(weight, (outputs, inner)),
             )
         } else {
             product::multiply_rows(&round(x), &round(weight), inner)
@@ -112,15 +94,10 @@ fn times(a_t_n: &Tensor, b_n_k: &Tensor) -> Result<Tensor> {
     }
     let ((rows, inner), outputs) = (a_t_n.dims2()?, b_n_k.dim(1)?);
     let out = read([a_t_n, b_n_k], |[a, b]| {
-        let numbers = Source::Columns(b);
         Ok(multiply(
             &Left::of_rows(a, inner),
             rows,
-            Right {
-                outputs,
-                inner,
-                numbers,
-            },
+            Right::columns(b, outputs),
         ))
     })?;
     Tensor::from_vec(out, (rows, outputs), a_t_n.device())
@@ -131,17 +108,12 @@ fn transposed_times(a_t_n: &Tensor, b_t_k: &Tensor) -> Result<Tensor> {
     if !available() {
         return rounded(a_t_n)?.t()?.matmul(&rounded(b_t_k)?);
     }
-    let ((inner, rows), outputs) = (a_t_n.dims2()?, b_t_k.dim(1)?);
+    let (rows, outputs) = (a_t_n.dim(1)?, b_t_k.dim(1)?);
     let out = read([a_t_n, b_t_k], |[a, b]| {
-        let numbers = Source::Columns(b);
         Ok(multiply(
             &Left::of_columns(a, rows),
             rows,
-            Right {
-                outputs,
-                inner,
-                numbers,
-            },
+            Right::columns(b, outputs),
         ))
     })?;
     Tensor::from_vec(out, (rows, outputs), a_t_n.device())
@@ -152,16 +124,11 @@ pub(crate) fn multiply_packed(x: &[f32], weight: &Packed, pairs: &[Pairs]) -> Ve
     if !available() {
         return product::multiply(&round(x), weight.weights());
     }
-    let (outputs, inner) = weight.dims();
-    let numbers = Source::Packed(pairs);
+    let inner = weight.dims().1;
     multiply(
         &Left::of_rows(x, inner),
         x.len() / inner,
-        Right {
-            outputs,
-            inner,
-            numbers,
-        },
+        Right::packed(pairs, weight.dims()),
     )
 }
 
@@ -172,15 +139,10 @@ pub(crate) fn multiply_turned(gradient_t_n: &Tensor, weight: &Packed, pairs: &[P
     }
     let ((inner, outputs), rows) = (weight.dims(), gradient_t_n.dim(0)?);
     let out = read([gradient_t_n], |[gradient]| {
-        let numbers = Source::Turned(pairs);
         Ok(multiply(
             &Left::of_rows(gradient, inner),
             rows,
-            Right {
-                outputs,
-                inner,
-                numbers,
-            },
+            Right::turned(pairs, weight.dims()),
         ))
     })?;
     Tensor::from_vec(out, (rows, outputs), gradient_t_n.device())

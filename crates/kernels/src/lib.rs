@@ -143,7 +143,7 @@ mod tests {
                 len,
             })
             .collect();
-        let narrow = log_probability_bf16(&hidden, &head, &targets, 0.8)?;
+        let narrow = log_probability_bf16(&hidden, &head, None, &targets, 0.8)?;
         let narrow_gradients = narrow.sum_all()?.backward()?;
         let mut tensors = vec![
             narrow_gradients.get(&q).expect("a gradient").clone(),

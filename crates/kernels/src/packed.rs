@@ -11,7 +11,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::pairs::{Pairs, Right, Source, apart};
+use crate::pairs::{Pairs, Right, apart};
 use crate::slices::read;
 
 /// Outputs of a panel.
@@ -55,12 +55,7 @@ impl Packed {
                 Ok(Numbers::F32(pack((outputs, inputs), |depth| depth * WIDTH, fill)))
             }
             DType::BF16 => {
-                let (inner, numbers) = (inputs, Source::Rows(rows));
-                let right = Right {
-                    outputs,
-                    inner,
-                    numbers,
-                };
+                let right = Right::rows(rows, (outputs, inputs));
                 let fill = |panel, block, target: &mut [Pairs]| right.fill(panel, block, target);
                 Ok(Numbers::Bf16(pack(
                     (outputs, inputs),

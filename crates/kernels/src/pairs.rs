@@ -224,11 +224,11 @@ impl WithSimd for PairColumns<'_> {
 pub(crate) struct Right<'a> {
     pub(crate) outputs: usize,
     pub(crate) inner: usize,
-    pub(crate) numbers: Source<'a>,
+    numbers: Source<'a>,
 }
 
 #[derive(Clone, Copy)]
-pub(crate) enum Source<'a> {
+enum Source<'a> {
     /// A packed weight of as many outputs and inputs.
     Packed(&'a [Pairs]),
     /// A packed weight whose inputs are the outputs here, and whose outputs are summed over.
@@ -240,6 +240,45 @@ pub(crate) enum Source<'a> {
 }
 
 impl<'a> Right<'a> {
+    /// Rows of numbers, one an output, of so many outputs and inputs.
+    pub(crate) fn rows(numbers: &'a [f32], (outputs, inner): (usize, usize)) -> Self {
+        let numbers = Source::Rows(numbers);
+        Self {
+            outputs,
+            inner,
+            numbers,
+        }
+    }
+
+    /// Rows of `outputs` numbers, one a step of the sum.
+    pub(crate) fn columns(numbers: &'a [f32], outputs: usize) -> Self {
+        Self {
+            outputs,
+            inner: numbers.len() / outputs,
+            numbers: Source::Columns(numbers),
+        }
+    }
+
+    /// A packed weight of so many outputs and inputs.
+    pub(crate) fn packed(pairs: &'a [Pairs], (outputs, inner): (usize, usize)) -> Self {
+        let numbers = Source::Packed(pairs);
+        Self {
+            outputs,
+            inner,
+            numbers,
+        }
+    }
+
+    /// The same seen from its outputs.
+    pub(crate) fn turned(pairs: &'a [Pairs], (inner, outputs): (usize, usize)) -> Self {
+        let numbers = Source::Turned(pairs);
+        Self {
+            outputs,
+            inner,
+            numbers,
+        }
+    }
+
     /// The pairs of `count` panels from `first` on over one block of the inner size, panel after panel: where they lie,
     /// or made in `room`. Columns that there are not are zero.
     #[inline(always)]

@@ -29,21 +29,33 @@ const FEW: usize = 3;
 /// # Errors
 /// When the shapes do not fit.
 pub fn product(x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<Tensor> {
-    if !fusible(&[x_t_k, weight_n_k]) {
-        return product_composed(x_t_k, weight_n_k);
+    match operands("product", x_t_k, weight_n_k)? {
+        Some((x_t_k, weight_n_k)) => x_t_k.apply_op2(&weight_n_k, Product),
+        None => product_composed(x_t_k, weight_n_k),
     }
-    let ((rows, inner), (_, weight_inner)) = (x_t_k.dims2()?, weight_n_k.dims2()?);
+}
+
+/// The operands of a fused product, contiguous; nothing where the composed twin is to do it, on another device or where
+/// there is nothing to multiply.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub(crate) fn operands(name: &str, x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+    if !fusible(&[x_t_k, weight_n_k]) {
+        return Ok(None);
+    }
+    let ((rows, inner), (outputs, weight_inner)) = (x_t_k.dims2()?, weight_n_k.dims2()?);
     if inner != weight_inner {
         bail!(
-            "product: expected x [t,k] and weight [n,k], found {:?} and {:?}",
+            "{name}: expected x [t,k] and weight [n,k], found {:?} and {:?}",
             x_t_k.dims(),
             weight_n_k.dims()
         )
     }
-    if rows == 0 || inner == 0 {
-        return product_composed(x_t_k, weight_n_k);
+    if rows == 0 || inner == 0 || outputs == 0 {
+        return Ok(None);
     }
-    x_t_k.contiguous()?.apply_op2(&weight_n_k.contiguous()?, Product)
+    Ok(Some((x_t_k.contiguous()?, weight_n_k.contiguous()?)))
 }
 
 /// [`product`] in plain candle operations.

@@ -299,18 +299,23 @@ impl Decoder {
 
     /// Logits over the vocabulary for each row of hidden states (after the final norm), n x v in f32.
     pub fn logits(&self, hidden_n_d: &Tensor) -> Result<Tensor> {
+        match self.packed_head()? {
+            Some(packed) => Ok(kernels::product_packed(hidden_n_d, packed)?),
+            None => Ok(product(hidden_n_d, self.head_weight(), self.dtype)?),
+        }
+    }
+
+    /// The head packed for the product, on the CPU and where it does not train.
+    fn packed_head(&self) -> Result<Option<&Packed>> {
         let head_v_d = self.head_weight();
         if head_v_d.track_op() || !head_v_d.device().is_cpu() {
-            return Ok(product(hidden_n_d, head_v_d, self.dtype)?);
+            return Ok(None);
         }
         if self.packed_head.get().is_none() {
             // Where two come here at once, the second copy is dropped.
             let _ = self.packed_head.set(Packed::new(head_v_d, self.dtype)?);
         }
-        match self.packed_head.get() {
-            Some(packed) => Ok(kernels::product_packed(hidden_n_d, packed)?),
-            None => Ok(product(hidden_n_d, head_v_d, self.dtype)?),
-        }
+        Ok(self.packed_head.get())
     }
 
     /// The log-probability of `targets[n]` after row `n` of hidden states (after the final norm), at a temperature; `n`
@@ -320,11 +325,13 @@ impl Decoder {
     /// Another number of targets than of rows, or one outside the vocabulary; a temperature that is not above zero.
     pub fn log_probability(&self, hidden_n_d: &Tensor, targets: &[u32], temperature: f64) -> Result<Tensor> {
         let head_v_d = self.head_weight();
-        let log_probability = match self.dtype {
-            DType::BF16 => kernels::log_probability_bf16,
-            _ => kernels::log_probability,
-        };
-        Ok(log_probability(hidden_n_d, head_v_d, targets, temperature)?)
+        Ok(match self.dtype {
+            DType::BF16 => {
+                let packed = self.packed_head()?;
+                kernels::log_probability_bf16(hidden_n_d, head_v_d, packed, targets, temperature)?
+            }
+            _ => kernels::log_probability(hidden_n_d, head_v_d, targets, temperature)?,
+        })
     }
 
     /// The language-model head, v x d; the embedding where they are tied.

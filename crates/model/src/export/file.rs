@@ -1,7 +1,8 @@
 //! A GGUF file on its way to the disk: version 3, little-endian, tensors aligned to 32 bytes.
 //!
 //! The header comes first, since every tensor's size follows from its shape and type; then one tensor after another, so
-//! that no more than one is held encoded. The file is written beside its final name, flushed to the disk and renamed.
+//! that no more than one is held encoded (candle's writer wants all of them at once, beside the model). The file is written
+//! beside its final name, flushed to the disk and renamed.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
