@@ -121,15 +121,8 @@ class Server:
             return next(int(line.split()[1]) for line in status if line.startswith(key)) / 1024
 
 
-def ours(arguments, dtype):
-    return [arguments.saferl, "serve", arguments.model, "--dtype", dtype]
-
-
 def chat(server, text, tokens, leave_after=None):
-    """Streams one completion at temperature 0; after `leave_after` pieces of text the client hangs up.
-
-    Gives what the client saw: text, tokens, seconds from when it began to connect to the first text, and the outcome.
-    """
+    """What a client sees of a streamed completion at temperature 0; after `leave_after` pieces of text it hangs up."""
     body = {"messages": [{"role": "user", "content": text}], "max_tokens": tokens, "temperature": 0, "stream": True}
     body["stream_options"] = {"include_usage": True}
     reply, start, pieces = SimpleNamespace(text="", tokens=0, first=0, outcome="cut off"), time.perf_counter(), 0
@@ -183,7 +176,7 @@ def cells(speeds, seconds, *shares):
 def contenders(arguments):
     """Names and commands: ours for each type, llama.cpp's for each file."""
     for dtype in arguments.dtype.split(","):
-        yield f"saferl {dtype}", ours(arguments, dtype)
+        yield f"saferl {dtype}", [arguments.saferl, "serve", arguments.model, "--dtype", dtype]
     threads, slots = str(arguments.threads), max(arguments.clients)
     for gguf in filter(None, arguments.gguf.split(",")):
         # Every client has a slot of 512 tokens. Every prompt is new, so that a store of old ones would only take memory.
@@ -201,8 +194,7 @@ def serve(arguments):
                 with Server(arguments, command) as server:
                     chat(server, PROMPTS[0], 8)
                     for clients in found:
-                        figures = found[clients].setdefault(name, collections.defaultdict(list))
-                        measure(arguments, f"{number}.{clients}", server, clients, figures)
+                        measure(arguments, number, server, clients, found[clients].setdefault(name, collections.defaultdict(list)))
             except OSError as error:
                 failed[f"{name}: {error}"] += 1
     failed.update(f"{name}, {outcome}" for by in found.values() for name in by for outcome in by[name]["failed"])
@@ -212,9 +204,9 @@ def serve(arguments):
     return bool(failed)
 
 
-def measure(arguments, label, server, clients, figures):
-    # The same prompts for every server, and none twice: a label in front keeps the prefix caches out of it.
-    texts = [f"Task {label}.{take}: {PROMPTS[take % len(PROMPTS)]}" for take in range(clients * arguments.requests)]
+def measure(arguments, number, server, clients, figures):
+    # The same prompts for every server, and none twice: numbers in front keep the prefix caches out of it.
+    texts = [f"Task {number}.{clients}.{take}: {PROMPTS[take % len(PROMPTS)]}" for take in range(clients * arguments.requests)]
     replies, seconds = drive(clients, texts, lambda text: chat(server, text, arguments.tokens))
     whole = [reply for reply in replies if reply.outcome == "whole"]
     figures["failed"] += [f"{clients} clients: {reply.outcome}" for reply in replies if reply.outcome != "whole"]
@@ -259,7 +251,7 @@ def soak(arguments):
             if outcomes.total() in quarters:
                 mark()
 
-    with Server(arguments, ours(arguments, arguments.dtype)) as server:
+    with Server(arguments, next(contenders(arguments))[1]) as server:
         chat(server, PROMPTS[0], 8)
         mark()
         _, seconds = drive(arguments.clients[0], range(arguments.requests), request)
@@ -292,7 +284,7 @@ def restart(arguments):
                 wrong.extend([] if right else [(text, reply.text)])
             stop.wait(0 if whole else 0.05)
 
-    with ThreadPoolExecutor(arguments.clients[0]) as pool, Server(arguments, ours(arguments, arguments.dtype)) as server:
+    with ThreadPoolExecutor(arguments.clients[0]) as pool, Server(arguments, next(contenders(arguments))[1]) as server:
         recorded = [chat(server, text, arguments.tokens) for text in PROMPTS]
         before = {text: reply.text for text, reply in zip(PROMPTS, recorded)}
         clients = [pool.submit(client, number) for number in range(arguments.clients[0])]
@@ -308,10 +300,9 @@ def restart(arguments):
             time.sleep(arguments.seconds)
         finally:
             stop.set()
-        for thread in clients:
-            thread.result()
-    for what, times in sorted(outcomes.items()):
-        print(f"{times} x {what}")
+        # A client's own error is to be seen.
+        _ = [thread.result() for thread in clients]
+    print("; ".join(f"{times} x {what}" for what, times in sorted(outcomes.items())))
     for text, reply in wrong[:5]:
         at = len(os.path.commonprefix([reply, before[text]]))
         others = [other for other in PROMPTS if other != text and before[other].startswith(reply[:20])]
@@ -327,9 +318,9 @@ def reward(arguments):
         # No other number has this pair, so that the cache does not answer.
         words = random.Random(number).choices(" ".join(PROMPTS).split(), k=40)
         turns = [("user", f"Request {number}: {PROMPTS[number % len(PROMPTS)]}"), ("assistant", " ".join(words))]
-        messages = [{"role": role, "content": content} for role, content in turns]
+        body = {"items": [{"messages": [{"role": role, "content": content} for role, content in turns]}]}
         start = time.perf_counter()
-        with server.ask("/v1/reward", {"items": [{"messages": messages}]}) as response:
+        with server.ask("/v1/reward", body) as response:
             text = response.read().decode()
         judged = response.status == 200 and "reward" in json.loads(text)["items"][0]
         return time.perf_counter() - start, "judged" if judged else f"status {response.status}: {text[:200]}"
