@@ -25,6 +25,17 @@ pub enum Sign {
     Length,
 }
 
+/// An alarm that sounded: a line of `alarms.jsonl`, which the report reads again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AlarmLine {
+    /// The step after which it sounded.
+    pub step: usize,
+    /// What it is about.
+    pub sign: Sign,
+    /// The same in words.
+    pub text: String,
+}
+
 /// The alarm's memory; part of a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Alarm {

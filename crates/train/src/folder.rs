@@ -9,7 +9,7 @@ use model::source::{Source, WeightsFormat};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::alarm::Sign;
+use crate::alarm::{AlarmLine, Sign};
 use crate::checkpoint::hash_file;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
@@ -44,13 +44,6 @@ struct Manifest {
 struct Hashed {
     name: String,
     sha256: BTreeMap<String, String>,
-}
-
-#[derive(Serialize)]
-struct AlarmLine<'a> {
-    step: usize,
-    sign: Sign,
-    text: &'a str,
 }
 
 impl RunFolder {
@@ -120,7 +113,7 @@ impl RunFolder {
             self.alarms.write(&AlarmLine {
                 step,
                 sign: *sign,
-                text,
+                text: text.clone(),
             })?;
         }
         self.metrics.write(metrics)?;

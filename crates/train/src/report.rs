@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::alarm::AlarmLine;
 use crate::error::{Error, Result};
 use crate::metrics::{Metrics, Replies};
 use chart::{Series, Unit};
@@ -41,13 +42,6 @@ struct Sample {
     check_passed: Option<bool>,
 }
 
-/// A line of `alarms.jsonl`.
-#[derive(Debug, Deserialize)]
-struct Alarm {
-    step: usize,
-    what: String,
-}
-
 /// Two replies to one prompt, or the only one that there is.
 struct Pair<'a> {
     before: Option<&'a Sample>,
@@ -70,7 +64,7 @@ pub fn write(folder: &Path) -> Result<PathBuf> {
 fn page(folder: &Path) -> Result<String> {
     let metrics: Vec<Metrics> = lines(&folder.join("metrics.jsonl"))?;
     let samples: Vec<Sample> = lines_if_there(&folder.join("samples.jsonl"))?;
-    let alarms: Vec<Alarm> = lines_if_there(&folder.join("alarms.jsonl"))?;
+    let alarms: Vec<AlarmLine> = lines_if_there(&folder.join("alarms.jsonl"))?;
     let recipe = text_if_there(&folder.join("recipe.toml"))?.unwrap_or_default();
     let summary = text_if_there(&folder.join("summary.json"))?;
     let summary: Option<Value> = summary.and_then(|text| serde_json::from_str(&text).ok());
@@ -196,13 +190,13 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn alarm_list(alarms: &[Alarm]) -> String {
+fn alarm_list(alarms: &[AlarmLine]) -> String {
     if alarms.is_empty() {
         return String::new();
     }
     let items: String = alarms
         .iter()
-        .map(|alarm| format!("<li>Step {}: {}</li>", alarm.step, escape(&alarm.what)))
+        .map(|alarm| format!("<li>Step {}: {}</li>", alarm.step, escape(&alarm.text)))
         .collect();
     format!("<ul class=\"alarms\">{items}</ul>\n")
 }
@@ -318,7 +312,7 @@ fn table(summary: &Value) -> String {
 /// A curve's title, its explanation, its unit and its value at a step.
 type Curve = (&'static str, &'static str, Unit, fn(&Metrics) -> Option<f64>);
 
-fn charts(metrics: &[Metrics], alarms: &[Alarm]) -> String {
+fn charts(metrics: &[Metrics], alarms: &[AlarmLine]) -> String {
     let of_replies: [(&str, &str, Unit, Reading); 6] = [
         ("Reward", "mean of the batch", Unit::Plain, |replies| {
             replies.reward_mean
@@ -365,7 +359,7 @@ fn charts(metrics: &[Metrics], alarms: &[Alarm]) -> String {
     let steps: Vec<usize> = metrics.iter().map(|step| step.step).collect();
     let marks: Vec<(usize, String)> = alarms
         .iter()
-        .map(|alarm| (alarm.step, escape(&alarm.what)))
+        .map(|alarm| (alarm.step, escape(&alarm.text)))
         .collect();
     let mut html = String::from("<h2>Training</h2>\n<div class=\"charts\">\n");
     let mut figure = |title: &str, what: &str, unit: Unit, series: &[Series]| {
@@ -607,7 +601,7 @@ mod tests {
         std::fs::write(path("metrics.jsonl"), metrics + "{\"step\": 41, \"rew").unwrap();
         std::fs::write(
             path("alarms.jsonl"),
-            "{\"step\":12,\"sign\":\"refusal\",\"what\":\"70% <refuse>\"}\n",
+            "{\"step\":12,\"sign\":\"refusal\",\"text\":\"70% <refuse>\"}\n",
         )
         .unwrap();
         std::fs::write(

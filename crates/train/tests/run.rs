@@ -245,6 +245,26 @@ fn a_run_is_not_overwritten_nor_resumed_with_another_recipe() {
 }
 
 #[test]
+fn the_report_of_a_run_whose_alarm_sounded_shows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(
+        folder.path(),
+        "loud",
+        &["steps=1", "alarm.length_growth=0.1", "alarm.patience=1"],
+    );
+    run(&tiny(folder.path()), &recipe, false, &mut toy::panel())
+        .0
+        .unwrap();
+    let alarm: train::alarm::AlarmLine = serde_json::from_str(&read(&recipe, "alarms.jsonl")).unwrap();
+    let page = fs::read_to_string(train::report::write(&recipe.folder()).unwrap()).unwrap();
+    assert!(
+        page.contains(&format!("Step 1: {}", alarm.text)),
+        "{}",
+        alarm.text
+    );
+}
+
+#[test]
 fn a_dead_judge_stops_the_run_and_the_checkpoint_stays() {
     struct Dead(usize);
     impl Judge for Dead {
