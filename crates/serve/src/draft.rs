@@ -69,9 +69,7 @@ impl Track {
         let Some(told) = self.verdicts.iter().find(is_unsafe).or(self.verdicts.last()) else {
             return Value::Null;
         };
-        let risk = |(&(start, end), scored): (&(usize, usize), &Scored<Moderation>)| {
-            json!({"start": start, "end": end, "risk": scored.scored().map(|moderation| moderation.score)})
-        };
+        let risk = |(&(start, end), scored): (&(usize, usize), &Scored<Moderation>)| json!({"start": start, "end": end, "risk": scored.scored().map(|moderation| moderation.score)});
         let mut told = verdict(told);
         told["risk_line"] = self.spans.iter().zip(&self.verdicts).map(risk).collect();
         told
@@ -202,7 +200,8 @@ impl Draft {
                 self.content.close();
             }
             self.sentence_tokens += 1;
-            let cut = self.sentence_tokens >= SENTENCE_TOKENS || matches!(deltas.last(), Some(Delta::Call(_)));
+            let cut =
+                self.sentence_tokens >= SENTENCE_TOKENS || matches!(deltas.last(), Some(Delta::Call(_)));
             if !is_blank(&self.sentence) && (cut || is_over(&self.sentence)) {
                 let now = self.mark();
                 self.end_sentence(now);
@@ -275,14 +274,21 @@ impl Draft {
         self.sentence_tokens = 0;
     }
 
-    /// What the guard is to be asked next: a text's pieces, and how many of them it has judged.
+    /// What the guard is to be asked next: a text's pieces, and how many of them it has judged. One sentence at a time,
+    /// so that none waits for the verdict on another; all tokens that there are, for they cost one reading.
     pub(crate) fn question(&self) -> Option<(Side, Vec<String>, usize)> {
         let tracks = [(Side::Thinking, &self.thinking), (Side::Content, &self.content)];
         let (side, track) = tracks
             .into_iter()
             .find(|(_, track)| track.verdicts.len() < track.pieces.len())
             .filter(|_| self.silence.is_none())?;
-        Some((side, track.pieces.clone(), track.verdicts.len()))
+        let from = track.verdicts.len();
+        let end = if self.by_token {
+            track.pieces.len()
+        } else {
+            from + 1
+        };
+        Some((side, track.pieces[..end].to_vec(), from))
     }
 
     /// Takes the answer to [`Draft::question`].
@@ -490,7 +496,10 @@ mod tests {
         let long = "x".repeat(SENTENCE_TOKENS);
         let longer = format!("{long}yz");
         for (text, sentences) in [
-            ("One is it. Two is 3.5 e.g. \"so.\" Three", vec!["One is it.", " Two is 3.5 e.g.", " \"so.\" Three"]),
+            (
+                "One is it. Two is 3.5 e.g. \"so.\" Three",
+                vec!["One is it.", " Two is 3.5 e.g.", " \"so.\" Three"],
+            ),
             ("1. Do it!\n\n2. Rest", vec!["1. Do it!", "\n\n2. Rest"]),
             ("他说。她说", vec!["他说。", "她说"]),
             ("\n a\nb", vec![" a", "\nb"]),
@@ -512,25 +521,34 @@ mod tests {
     fn what_is_delivered_ends_where_the_guards_word_ends() {
         let guardrail = guardrail(false);
         let mut draft = draft(&guardrail, false);
-        write(&mut draft, "<think>A thought.</think>One is fine. Two is fine. Three is");
+        write(
+            &mut draft,
+            "<think>A thought.</think>One is fine. Two is fine. Three is",
+        );
         assert!(draft.deliver(false).0.is_empty());
         let (side, pieces, from) = draft.question().unwrap();
-        assert_eq!((side, pieces, from), (Side::Thinking, vec!["A thought.".to_owned()], 0));
+        assert_eq!(
+            (side, pieces, from),
+            (Side::Thinking, vec!["A thought.".to_owned()], 0)
+        );
         draft.hear(Side::Thinking, vec![moderation(0.1)]);
         assert!(draft.weigh(&guardrail).is_none());
         assert_eq!(draft.deliver(false).0, [Delta::Thinking("A thought.".into())]);
 
-        let (side, pieces, from) = draft.question().unwrap();
-        assert_eq!((side, pieces.len(), from), (Side::Content, 2, 0));
-        draft.hear(side, vec![moderation(0.2), moderation(0.3)]);
-        assert!(draft.weigh(&guardrail).is_none() && draft.question().is_none());
+        for (from, score) in [0.2, 0.3].into_iter().enumerate() {
+            let (side, pieces, judged) = draft.question().unwrap();
+            assert_eq!((side, pieces.len(), judged), (Side::Content, from + 1, from));
+            draft.hear(side, vec![moderation(score)]);
+            assert!(draft.weigh(&guardrail).is_none());
+        }
+        assert!(draft.question().is_none());
         assert_eq!(content(&draft.deliver(false).0), "One is fine. Two is fine.");
 
-        write(&mut draft, " bad. Four is never judged.");
+        write(&mut draft, " bad. Four is not judged.");
         draft.finish().unwrap();
         let (side, pieces, from) = draft.question().unwrap();
-        assert_eq!((&pieces[2..], from), (&[" Three is bad.".into(), " Four is never judged.".into()][..], 2));
-        draft.hear(side, vec![moderation(0.9), moderation(0.1)]);
+        assert_eq!((&pieces[2..], from), (&[" Three is bad.".to_owned()][..], 2));
+        draft.hear(side, vec![moderation(0.9)]);
         assert!(draft.weigh(&guardrail).is_some());
         assert_eq!(draft.deliver(false), (vec![], vec![]));
 
@@ -546,7 +564,10 @@ mod tests {
         write(&mut draft, " Three is good.");
         draft.finish().unwrap();
         let (side, pieces, from) = draft.question().unwrap();
-        assert_eq!((pieces[2].as_str(), pieces.len(), from), (" Three is good.", 3, 2));
+        assert_eq!(
+            (pieces[2].as_str(), pieces.len(), from),
+            (" Three is good.", 3, 2)
+        );
         draft.hear(side, vec![moderation(0.4)]);
         assert!(draft.weigh(&guardrail).is_none());
         assert_eq!(content(&draft.deliver(false).0), " Three is good.");

@@ -506,7 +506,10 @@ mod tests {
         let ask = |text: &str| [Message::user(text)];
         let words = |text: &str| -> Vec<String> { text.split_inclusive(' ').map(String::from).collect() };
         let replies = [
-            (ask("How do I bake bread?"), words("Mix flour and water, let it rise.")),
+            (
+                ask("How do I bake bread?"),
+                words("Mix flour and water, let it rise."),
+            ),
             (ask("And soup?"), words("Boil carrots with salt for an hour.")),
         ];
         let mut roomy = load(folder.path(), 512).unwrap();

@@ -76,7 +76,8 @@ impl Usage {
 }
 
 /// What the model reads where a reply was rewound, after the part that stays. It is no part of the reply.
-const NUDGE: &str = " (What came next would have done harm. I go on with what is safe and helps, or say why I decline.)";
+const NUDGE: &str =
+    " (What came next would have done harm. I go on with what is safe and helps, or say why I decline.)";
 /// Most times that a reply is rewound.
 const MOST_REWINDS: u64 = 2;
 
@@ -205,8 +206,7 @@ impl Generation {
     /// Tokens so far.
     pub(crate) fn usage(&self) -> Usage {
         let drawn = self.choices.iter().map(|choice| choice.draft.drawn());
-        let (completion, thinking) =
-            drawn.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+        let (completion, thinking) = drawn.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
         Usage {
             prompt: self.job.prompt.ids.len(),
             completion,

@@ -159,7 +159,10 @@ async fn what_a_guard_finds_safe_passes_unchanged() {
             assert_eq!(content, format!("\"{TEXT}\""));
             assert_eq!(choice["finish_reason"], "stop");
             let safety = &choice["safety"];
-            assert_eq!((&safety["rewinds"], &safety["thinking"]), (&json!(0), &Value::Null));
+            assert_eq!(
+                (&safety["rewinds"], &safety["thinking"]),
+                (&json!(0), &Value::Null)
+            );
             let line = safety["reply"]["risk_line"].as_array().unwrap();
             let ends = line.iter().map(|piece| piece["end"].as_u64().unwrap());
             assert_eq!(ends.collect::<Vec<_>>(), [15, 31, 45, 62]);
@@ -184,7 +187,8 @@ async fn an_unsafe_sentence_is_never_delivered() {
             says: Box::new(|conversation| moderation(says(conversation, "bad"))),
             reads_tokens,
         };
-        let guardrail = Guardrail::new(Box::new(guard), "told", Action::Block, Controversial::Unsafe).unwrap();
+        let guardrail =
+            Guardrail::new(Box::new(guard), "told", Action::Block, Controversial::Unsafe).unwrap();
         let app = guarded_by(guardrail);
         for streams in [false, true] {
             let (content, choice) = reply(&app, recite(json!({})), streams).await;
@@ -206,7 +210,10 @@ async fn an_unsafe_sentence_is_never_delivered() {
     let app = guarded(Action::Annotate, |conversation| says(conversation, "bad"));
     let (content, choice) = reply(&app, recite(json!({})), true).await;
     assert_eq!(content, format!("\"{TEXT}\""));
-    assert_eq!((&choice["finish_reason"], &choice["safety"]["reply"]["safety"]), (&json!("stop"), &json!("unsafe")));
+    assert_eq!(
+        (&choice["finish_reason"], &choice["safety"]["reply"]["safety"]),
+        (&json!("stop"), &json!("unsafe"))
+    );
 }
 
 #[tokio::test]
@@ -222,14 +229,20 @@ async fn a_rewound_reply_goes_on_from_its_last_safe_sentence_and_not_for_ever() 
         let (content, choice) = reply(&guarded_by(once), recite(json!({})), streams).await;
         assert_eq!(content, format!("\"{TEXT}\""));
         assert_eq!(choice["finish_reason"], "stop");
-        assert_eq!((&choice["safety"]["rewinds"], &choice["safety"]["reply"]["safety"]), (&json!(1), &json!("safe")));
+        assert_eq!(
+            (&choice["safety"]["rewinds"], &choice["safety"]["reply"]["safety"]),
+            (&json!(1), &json!("safe"))
+        );
     }
     let always = guarded(Action::Rewind, |conversation| says(conversation, "bad"));
     for streams in [false, true] {
         let (content, choice) = reply(&always, recite(json!({})), streams).await;
         assert_eq!(content, "\"First is fine. Second is fine.");
         assert_eq!(choice["finish_reason"], "content_filter");
-        assert_eq!((&choice["safety"]["rewinds"], &choice["safety"]["reply"]["safety"]), (&json!(2), &json!("unsafe")));
+        assert_eq!(
+            (&choice["safety"]["rewinds"], &choice["safety"]["reply"]["safety"]),
+            (&json!(2), &json!("unsafe"))
+        );
     }
     // A prompt is no reason to say nothing.
     let prompts = guarded(Action::Rewind, |conversation| conversation.reply.is_none());
@@ -250,7 +263,9 @@ impl Constraint for Script {
     fn mask(&mut self) -> Option<Vec<u32>> {
         let text = self.texts[self.objections.load(Ordering::SeqCst).min(1)];
         let end = tiny_tokenizer().end_ids()[0];
-        Some(only(text.as_bytes().get(self.written).map_or(end, |&byte| byte.into())))
+        Some(only(
+            text.as_bytes().get(self.written).map_or(end, |&byte| byte.into()),
+        ))
     }
 
     fn accept(&mut self, _: u32) {
@@ -274,7 +289,10 @@ fn order(grammar: Option<Box<dyn Constraint>>, max_new_tokens: usize) -> Order {
         ..Sampling::default()
     };
     Order {
-        rendered: Rendered { prompt, thinks: false },
+        rendered: Rendered {
+            prompt,
+            thinks: false,
+        },
         drawing: Drawing {
             sampling,
             count: 1,
@@ -299,7 +317,10 @@ fn content(step: &Step) -> String {
 async fn after_a_rewind_the_reply_says_something_else() {
     let objections = Arc::new(AtomicUsize::new(0));
     let script = Script {
-        texts: ["First is fine. Second is bad. Third is worse.", "First is fine. I say no more."],
+        texts: [
+            "First is fine. Second is bad. Third is worse.",
+            "First is fine. I say no more.",
+        ],
         objections: Arc::clone(&objections),
         written: 0,
     };
@@ -309,7 +330,9 @@ async fn after_a_rewind_the_reply_says_something_else() {
         moderation(harmful)
     });
     let order = order(Some(Box::new(script)), 200);
-    let mut generation = Generation::start(&model(Limits::default()), Some(&guardrail), order).await.unwrap();
+    let mut generation = Generation::start(&model(Limits::default()), Some(&guardrail), order)
+        .await
+        .unwrap();
     let mut all = String::new();
     let mut end = None;
     while let Some(step) = generation.next().await.unwrap() {
@@ -344,7 +367,10 @@ async fn what_a_guard_cannot_judge_is_held_back_or_marked() {
         for guardrail in [guardrail(action, fails), hanging] {
             let (content, choice) = reply(&guarded_by(guardrail), recite(json!({})), true).await;
             let told = &choice["safety"]["reply"];
-            assert!(told["unscorable"].as_str().unwrap().contains("no verdict"), "{choice}");
+            assert!(
+                told["unscorable"].as_str().unwrap().contains("no verdict"),
+                "{choice}"
+            );
             assert_eq!(told["risk_line"][2]["risk"], Value::Null);
             assert_eq!(choice["safety"]["rewinds"], 0);
             if action == Action::Annotate {
@@ -367,7 +393,9 @@ async fn a_client_that_leaves_takes_its_reply_along() {
         ..model(Limits::default())
     };
     let guardrail = strict(Action::Block, |_| false);
-    let mut generation = Generation::start(&model, Some(&guardrail), order(None, 1500)).await.unwrap();
+    let mut generation = Generation::start(&model, Some(&guardrail), order(None, 1500))
+        .await
+        .unwrap();
     assert!(generation.next().await.unwrap().unwrap().end.is_none());
     drop(generation);
     let cancelled = "saferl_cancelled_total{model=\"tiny\"} 1";
