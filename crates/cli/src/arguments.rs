@@ -376,6 +376,8 @@ pub(crate) enum GuardAction {
     Annotate,
     /// Hold it back.
     Block,
+    /// Go on from the last safe sentence, with a nudge.
+    Rewind,
 }
 
 /// How thinking is told from content.

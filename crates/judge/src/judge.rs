@@ -37,6 +37,27 @@ pub struct Exchange {
 pub trait Guard: Send {
     /// One moderation for each conversation, in order; what cannot be judged is unscorable with its cause.
     fn moderate(&mut self, conversations: &[Conversation]) -> Vec<Scored<Moderation>>;
+
+    /// One moderation for each of `pieces[from..]`: of the reply to `messages` up to that piece's end. While a reply is
+    /// written this is asked again and again, each time with more pieces than before.
+    fn moderate_pieces(
+        &mut self,
+        messages: &[Message],
+        pieces: &[String],
+        from: usize,
+    ) -> Vec<Scored<Moderation>> {
+        let so_far = |count| Conversation {
+            messages: messages.to_vec(),
+            reply: Some(pieces[..count].concat()),
+        };
+        let conversations: Vec<_> = (from + 1..=pieces.len()).map(so_far).collect();
+        self.moderate(&conversations)
+    }
+
+    /// Whether [`Guard::moderate_pieces`] reads only what is new, so that it may be asked at every token.
+    fn reads_tokens(&self) -> bool {
+        false
+    }
 }
 
 /// Says how helpful replies are.

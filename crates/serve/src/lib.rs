@@ -25,6 +25,7 @@
 //! ```
 
 pub mod body;
+mod draft;
 pub mod error;
 #[cfg(test)]
 mod fixtures;

@@ -32,7 +32,8 @@ pub struct Reading {
     pub tools: bool,
 }
 
-/// Reads one reply.
+/// Reads one reply. A clone is the reply as far as it has come, from where it may go on otherwise.
+#[derive(Clone)]
 pub struct Reply {
     text: Text,
     reasoning: Reasoning,
@@ -165,12 +166,13 @@ fn delta(part: tools::Part) -> Delta {
 }
 
 /// Turns tokens into text, whole characters at a time.
+#[derive(Clone)]
 struct Text {
     tokenizer: Arc<Tokenizer>,
-    ids: Vec<u32>,
-    /// Where the tokens start that the next ones are decoded together with, and where those start that are not text
+    /// The last tokens that became text, which the next ones are decoded together with, and those that are not text
     /// yet because they may be part of a character.
-    window: usize,
+    ids: Vec<u32>,
+    /// Where the latter start.
     unread: usize,
 }
 
@@ -179,7 +181,6 @@ impl Text {
         Self {
             tokenizer,
             ids: Vec::new(),
-            window: 0,
             unread: 0,
         }
     }
@@ -194,13 +195,13 @@ impl Text {
     }
 
     fn read(&mut self, last: bool) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[self.window..self.unread], true)?;
-        let all = self.tokenizer.decode(&self.ids[self.window..], true)?;
+        let before = self.tokenizer.decode(&self.ids[..self.unread], true)?;
+        let all = self.tokenizer.decode(&self.ids, true)?;
         if all.ends_with('\u{FFFD}') && !last {
             return Ok(String::new());
         }
         let text = all.strip_prefix(before.as_str()).unwrap_or_default().to_owned();
-        self.window = self.unread;
+        self.ids.drain(..self.unread);
         self.unread = self.ids.len();
         Ok(text)
     }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use model::chat::Prompt;
@@ -40,7 +41,7 @@ impl Default for Limits {
 }
 
 /// Completions to make of a prompt.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Job {
     /// The prompt.
     pub prompt: Prompt,
@@ -89,10 +90,10 @@ pub struct Scheduler {
     room: Arc<Semaphore>,
 }
 
-/// Leave for one request to run or wait; dropping it gives the place to another.
-#[derive(Debug)]
+/// Leave for one request to run or wait; dropping it and its clones gives the place to another.
+#[derive(Debug, Clone)]
 pub struct Place {
-    _permit: OwnedSemaphorePermit,
+    _permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// A request under way; dropping it ends the request.
@@ -107,6 +108,11 @@ impl Running {
     /// The next news; none once all completions are done or the request failed.
     pub async fn next(&mut self) -> Option<Update> {
         self.updates.recv().await
+    }
+
+    /// As [`Running::next`], for those who wait for more than this.
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Update>> {
+        self.updates.poll_recv(context)
     }
 
     /// Ends one completion, which is then not reported as finished.
@@ -150,7 +156,9 @@ impl Scheduler {
         };
         let room = Arc::clone(&self.room);
         let permit = room.try_acquire_owned().map_err(busy)?;
-        Ok(Place { _permit: permit })
+        Ok(Place {
+            _permit: Arc::new(permit),
+        })
     }
 
     /// Hands a request over; it waits for its turn in the engine.

@@ -128,11 +128,12 @@ fn guardrail(arguments: &Serve) -> Result<Option<Guardrail>> {
     let action = match arguments.guard_action {
         GuardAction::Annotate => Action::Annotate,
         GuardAction::Block => Action::Block,
+        GuardAction::Rewind => Action::Rewind,
     };
     let controversial = if arguments.guard_loose {
         Controversial::Safe
     } else {
         Controversial::Unsafe
     };
-    Ok(Some(Guardrail::new(guard, &label, action, controversial)))
+    Ok(Some(Guardrail::new(guard, &label, action, controversial)?))
 }

@@ -5,9 +5,13 @@
 //! model whatever stands before it. The class names are those of `config.json` (`response_risk_level_map` and its
 //! like); without them the risk classes are Safe, Unsafe, Controversial.
 //!
+//! Several replies may be read in turn, piece by piece: they share the room for keys and values, and where it is used up
+//! the reply that was asked about longest ago is forgotten, and read again should it go on.
+//!
 //! As a [`Guard`] for whole replies it goes by the last token. It says nothing about refusals, so that the hybrid reward
 //! cannot be made from it alone.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -46,16 +50,30 @@ struct Labels {
     categories: Vec<Category>,
 }
 
-/// A loaded guard and the sequence that it is reading.
+/// A conversation that is being read, its keys and values at `slots` of the pool, in order.
+#[derive(Default)]
+struct Sequence {
+    messages: Vec<Message>,
+    pieces: Vec<String>,
+    /// One for each piece.
+    moderations: Vec<Scored<Moderation>>,
+    slots: Vec<u32>,
+}
+
+/// A loaded guard and the sequences that it is reading.
 pub struct StreamGuard {
     classifier: TokenClassifier,
     tokenizer: Arc<Tokenizer>,
     query: Labels,
     reply: Labels,
     layers: Vec<PoolLayer>,
-    slots: Arc<[u32]>,
-    /// Tokens read.
-    length: usize,
+    /// Most tokens of all sequences together.
+    room: usize,
+    /// Slots of the pool that no sequence has.
+    free: Vec<u32>,
+    current: Sequence,
+    /// Replies that may go on, the one that was asked about longest ago first.
+    kept: VecDeque<Sequence>,
 }
 
 impl StreamGuard {
@@ -83,8 +101,10 @@ impl StreamGuard {
             classifier,
             tokenizer,
             layers,
-            slots: (0..room as u32).collect(),
-            length: 0,
+            room,
+            free: (0..room as u32).collect(),
+            current: Sequence::default(),
+            kept: VecDeque::new(),
         })
     }
 
@@ -98,7 +118,7 @@ impl StreamGuard {
     /// # Errors
     /// A template that fails, a conversation that does not end with the user, or one that is longer than the room.
     pub fn start(&mut self, messages: &[Message]) -> Result<TokenRisk> {
-        self.length = 0;
+        self.set_aside();
         let Some(Message { role: Role::User, .. }) = messages.last() else {
             return Err(model::Error::Request(
                 "expected a conversation that ends with the user's message".into(),
@@ -129,28 +149,92 @@ impl StreamGuard {
         self.advance(ids, false)
     }
 
-    fn advance(&mut self, ids: &[u32], query: bool) -> Result<Vec<TokenRisk>> {
-        let room = self.slots.len();
-        if self.length + ids.len() > room {
-            let needed = self.length + ids.len();
+    /// Puts the current sequence where [`StreamGuard::resume`] finds it, if it is one that may go on.
+    fn set_aside(&mut self) {
+        let sequence = std::mem::take(&mut self.current);
+        if sequence.pieces.is_empty() {
+            self.free.extend(sequence.slots);
+        } else {
+            self.kept.push_back(sequence);
+        }
+    }
+
+    /// Makes the reply that begins with most of these pieces the current one, or begins to read it.
+    fn resume(&mut self, messages: &[Message], pieces: &[String]) -> Result<()> {
+        self.set_aside();
+        let begun = self.kept.iter().enumerate().filter(|(_, sequence)| {
+            sequence.messages == messages && pieces.starts_with(sequence.pieces.as_slice())
+        });
+        let longest = begun.max_by_key(|(_, sequence)| sequence.pieces.len());
+        let longest = longest.map(|(index, _)| index);
+        if let Some(sequence) = longest.and_then(|index| self.kept.remove(index)) {
+            self.current = sequence;
+            return Ok(());
+        }
+        let conversation = Conversation {
+            messages: messages.to_vec(),
+            reply: None,
+        };
+        self.start(&turns(&conversation))?;
+        self.current.messages = conversation.messages;
+        Ok(())
+    }
+
+    fn read_pieces(&mut self, messages: &[Message], pieces: &[String]) -> Result<()> {
+        self.resume(messages, pieces)?;
+        let new = &pieces[self.current.pieces.len()..];
+        let ids_p_t = new.iter().map(|piece| self.tokenizer.encode_plain(piece));
+        let ids_p_t = ids_p_t.collect::<model::Result<Vec<_>>>()?;
+        let mut risks = self.read(&ids_p_t.concat())?.into_iter();
+        for (piece, ids) in new.iter().zip(ids_p_t) {
+            let worst = risks.by_ref().take(ids.len()).max_by(|one, other| {
+                let order = one.safety.cmp(&other.safety);
+                order.then(one.score.total_cmp(&other.score))
+            });
+            let scored = match worst {
+                Some(risk) => scored(moderation(&risk)),
+                None => Scored::Unscorable(format!("guard: {piece:?} has no token")),
+            };
+            self.current.moderations.push(scored);
+            self.current.pieces.push(piece.clone());
+        }
+        Ok(())
+    }
+
+    /// Takes slots for `count` more tokens, from the replies that were asked about longest ago if need be.
+    fn take_slots(&mut self, count: usize) -> Result<()> {
+        while self.free.len() < count
+            && let Some(oldest) = self.kept.pop_front()
+        {
+            self.free.extend(oldest.slots);
+        }
+        let Some(rest) = self.free.len().checked_sub(count) else {
+            let (room, needed) = (self.room, self.current.slots.len() + count);
             let what = format!("the guard has room for {room} tokens, the conversation has {needed} so far");
             return Err(model::Error::Request(what).into());
-        }
+        };
+        self.current.slots.extend(self.free.split_off(rest));
+        Ok(())
+    }
+
+    fn advance(&mut self, ids: &[u32], query: bool) -> Result<Vec<TokenRisk>> {
+        let mut length = self.current.slots.len();
+        self.take_slots(ids.len())?;
+        let slots: Arc<[u32]> = self.current.slots.as_slice().into();
         let mut risks = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(ROWS) {
-            let positions: Vec<u32> = (self.length..self.length + chunk.len())
-                .map(|at| at as u32)
-                .collect();
-            let rows: Vec<Context> = positions
-                .iter()
-                .map(|&position| Context {
-                    slots: Arc::clone(&self.slots),
-                    len: position as usize + 1,
+            let end = length + chunk.len();
+            let positions: Vec<u32> = (length..end).map(|at| at as u32).collect();
+            let rows: Vec<Context> = (length..end)
+                .map(|at| Context {
+                    slots: Arc::clone(&slots),
+                    len: at + 1,
                 })
                 .collect();
             let decoder = &self.classifier.decoder;
-            let hidden_t_d = decoder.decode(chunk, &positions, &mut self.layers, &positions, &rows)?;
-            self.length += chunk.len();
+            let hidden_t_d =
+                decoder.decode(chunk, &positions, &mut self.layers, &slots[length..end], &rows)?;
+            length = end;
             let (head, labels) = if query {
                 (&self.classifier.query, &self.query)
             } else {
@@ -172,28 +256,58 @@ impl StreamGuard {
             let read = self.read(&ids)?.pop();
             risk = read.ok_or_else(|| model::Error::Request("the reply is empty".into()))?;
         }
-        let categories = if risk.safety == Safety::Safe {
-            vec![]
-        } else {
-            vec![risk.category]
-        };
-        Ok(Moderation {
-            safety: risk.safety,
-            categories,
-            refusal: None,
-            score: risk.score,
-        })
+        Ok(moderation(&risk))
     }
 }
 
 impl Guard for StreamGuard {
     fn moderate(&mut self, conversations: &[Conversation]) -> Vec<Scored<Moderation>> {
         let judge = |conversation: &Conversation| match self.judge(conversation) {
-            Ok(moderation) if moderation.score.is_finite() => Scored::Scored(moderation),
-            Ok(moderation) => Scored::Unscorable(format!("guard: the score is {}", moderation.score)),
+            Ok(moderation) => scored(moderation),
             Err(error) => Scored::Unscorable(format!("guard: {error}")),
         };
         conversations.iter().map(judge).collect()
+    }
+
+    /// Here a piece's moderation is that of its worst token.
+    fn moderate_pieces(
+        &mut self,
+        messages: &[Message],
+        pieces: &[String],
+        from: usize,
+    ) -> Vec<Scored<Moderation>> {
+        match self.read_pieces(messages, pieces) {
+            Ok(()) => self.current.moderations[from..].to_vec(),
+            Err(error) => {
+                // What it has read may not be whole.
+                let sequence = std::mem::take(&mut self.current);
+                self.free.extend(sequence.slots);
+                vec![Scored::Unscorable(format!("guard: {error}")); pieces.len() - from]
+            }
+        }
+    }
+
+    fn reads_tokens(&self) -> bool {
+        true
+    }
+}
+
+fn moderation(risk: &TokenRisk) -> Moderation {
+    let harmful = risk.safety != Safety::Safe;
+    Moderation {
+        safety: risk.safety,
+        categories: harmful.then_some(risk.category).into_iter().collect(),
+        refusal: None,
+        score: risk.score,
+    }
+}
+
+/// A moderation whose score is a number.
+fn scored(moderation: Moderation) -> Scored<Moderation> {
+    if moderation.score.is_finite() {
+        Scored::Scored(moderation)
+    } else {
+        Scored::Unscorable(format!("guard: the score is {}", moderation.score))
     }
 }
 
@@ -329,14 +443,17 @@ mod tests {
         let mut guard = load(folder.path(), 512).unwrap();
         let messages = [Message::user("How do I bake bread?")];
         let prompt = guard.start(&messages).unwrap();
-        let before = guard.length;
+        let before = guard.current.slots.len();
         let reply = guard
             .tokenizer
             .encode_plain("Mix flour and water, let it rise, bake it.")
             .unwrap();
         let risks: Vec<TokenRisk> = reply.iter().flat_map(|&id| guard.read(&[id]).unwrap()).collect();
         // One row a token: the sequence was never read again.
-        assert_eq!((risks.len(), guard.length), (reply.len(), before + reply.len()));
+        assert_eq!(
+            (risks.len(), guard.current.slots.len()),
+            (reply.len(), before + reply.len())
+        );
 
         let opened = guard.tokenizer.render(&messages, &options(true)).unwrap().ids;
         assert_eq!(opened.len(), before);
@@ -380,6 +497,50 @@ mod tests {
             Some(last.safety)
         );
         assert_eq!(moderation.scored().unwrap().refusal, None);
+    }
+
+    #[test]
+    fn replies_in_turn_are_each_read_once_and_again_only_where_the_room_is_short() {
+        let folder = tempfile::tempdir().unwrap();
+        write_guard(folder.path());
+        let ask = |text: &str| [Message::user(text)];
+        let words = |text: &str| -> Vec<String> { text.split_inclusive(' ').map(String::from).collect() };
+        let replies = [
+            (
+                ask("How do I bake bread?"),
+                words("Mix flour and water, let it rise."),
+            ),
+            (ask("And soup?"), words("Boil carrots with salt for an hour.")),
+        ];
+        let mut roomy = load(folder.path(), 512).unwrap();
+        let mut whole = Vec::new();
+        for (messages, pieces) in &replies {
+            let verdicts = roomy.moderate_pieces(messages, pieces, 0);
+            assert_eq!(verdicts.len(), pieces.len());
+            assert!(verdicts.iter().all(|verdict| verdict.scored().is_some()));
+            whole.push(verdicts);
+        }
+        let needed = roomy.current.slots.len();
+        // The second has room for one reply alone, so that each turn forgets the other reply.
+        for (room, kept) in [(512, 1), (needed + 60, 0)] {
+            let mut guard = load(folder.path(), room).unwrap();
+            for count in 1..=6 {
+                for ((messages, pieces), whole) in replies.iter().zip(&whole) {
+                    let new = guard.moderate_pieces(messages, &pieces[..count], count - 1);
+                    let (new, whole) = (new[0].scored().unwrap(), whole[count - 1].scored().unwrap());
+                    assert_eq!((new.safety, &new.categories), (whole.safety, &whole.categories));
+                    assert!((new.score - whole.score).abs() < 1e-5, "{new:?} {whole:?}");
+                }
+            }
+            assert_eq!(guard.kept.len(), kept);
+            let used: usize = guard.kept.iter().map(|kept| kept.slots.len()).sum();
+            assert_eq!(used + guard.current.slots.len() + guard.free.len(), guard.room);
+        }
+        let mut small = load(folder.path(), 8).unwrap();
+        let (messages, pieces) = &replies[0];
+        let refused = small.moderate_pieces(messages, pieces, 2);
+        assert_eq!((refused.len(), small.free.len()), (pieces.len() - 2, 8));
+        assert!(refused[0].as_result().unwrap_err().contains("room for 8"));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! From a prompt to the pieces of its replies: what chat, completions and responses have in common.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use judge::{Moderation, Scored};
 use model::constraint::Constraint;
@@ -10,13 +12,14 @@ use model::generate::FinishReason;
 use model::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
+use crate::draft::{Draft, Side};
 use crate::error::{Error, Result};
-use crate::guardrail::{Guardrail, verdict};
+use crate::guardrail::{Action, Asked, Guardrail, verdict};
 use crate::openai::Model;
 use crate::openai::messages::Rendered;
 use crate::openai::sampling::Drawing;
 use crate::reply::{Delta, Reading, Reply};
-use crate::scheduler::{Job, Running, Update};
+use crate::scheduler::{Job, Place, Running, Update};
 use crate::thinking::AfterThinking;
 
 /// What is to be generated.
@@ -34,7 +37,6 @@ pub(crate) struct Order {
 }
 
 /// What came of a reply since the last step.
-#[derive(Default)]
 pub(crate) struct Step {
     /// Which reply.
     pub(crate) index: usize,
@@ -73,43 +75,62 @@ impl Usage {
     }
 }
 
+/// What the model reads where a reply was rewound, after the part that stays. It is no part of the reply.
+const NUDGE: &str =
+    " (What came next would have done harm. I go on with what is safe and helps, or say why I decline.)";
+/// Most times that a reply is rewound.
+const MOST_REWINDS: u64 = 2;
+
 struct Choice {
-    reply: Reply,
+    draft: Draft,
+    /// Which of the running requests draws its tokens, and as which completion.
+    source: (usize, usize),
+    /// Why its tokens ended, once they have.
+    over: Option<&'static str>,
     done: bool,
-    /// What was said, for the guard.
-    thinking: String,
-    content: String,
-    /// What the guard has not let pass yet.
-    held: Step,
+    /// What the guard is judging.
+    asked: Option<(Side, Asked)>,
+    rewinds: u64,
 }
 
 /// Replies on their way.
 pub(crate) struct Generation {
-    /// None where the prompt was blocked.
-    running: Option<Running>,
-    tokenizer: Arc<Tokenizer>,
+    model: Model,
+    place: Place,
+    /// What was asked for, for a reply that is rewound.
+    job: Job,
+    /// The request, and one for each rewind; none where it is over or the prompt was refused.
+    running: Vec<Option<Running>>,
     choices: Vec<Choice>,
     guard: Option<Watch>,
     /// Steps that are ready.
     ready: VecDeque<Step>,
-    usage: Usage,
 }
 
 /// The guard at work on this conversation.
 struct Watch {
     guardrail: Guardrail,
-    messages: Vec<model::chat::Message>,
     prompt: Scored<Moderation>,
 }
 
 impl Watch {
-    fn safety(&self, thinking: Option<&Scored<Moderation>>, content: Option<&Scored<Moderation>>) -> Value {
+    fn safety(&self, choice: &Choice) -> Value {
+        let [thinking, reply] = choice.draft.verdicts(&self.guardrail);
         json!({
             "prompt": verdict(&self.prompt),
-            "thinking": thinking.map(verdict),
-            "reply": content.map(verdict),
+            "thinking": thinking,
+            "reply": reply,
+            "rewinds": choice.rewinds,
         })
     }
+}
+
+/// What a generation waits for.
+enum News {
+    /// Of a running request; none where it is over.
+    Update(usize, Option<Update>),
+    /// The guard's word on a choice.
+    Verdicts(usize, Side, std::result::Result<Vec<Scored<Moderation>>, String>),
 }
 
 impl Generation {
@@ -134,75 +155,62 @@ impl Generation {
             stop: drawing.stop,
             tools,
         };
-        let choice = |_| Choice {
-            reply: Reply::new(Arc::clone(&model.tokenizer), &reading),
+        let choice = |index| Choice {
+            draft: Draft::new(Reply::new(Arc::clone(&model.tokenizer), &reading), guardrail),
+            source: (0, index),
+            over: None,
             done: false,
-            thinking: String::new(),
-            content: String::new(),
-            held: Step::default(),
+            asked: None,
+            rewinds: 0,
         };
-        let mut generation = Self {
-            running: None,
-            tokenizer: Arc::clone(&model.tokenizer),
-            choices: (0..drawing.count).map(choice).collect(),
-            guard: None,
-            ready: VecDeque::new(),
-            usage: Usage {
-                prompt: rendered.prompt.ids.len(),
-                ..Usage::default()
-            },
-        };
-        if let Some(guardrail) = guardrail {
-            let messages = rendered.prompt.messages.clone();
-            let prompt = guardrail.judge_prompt(&messages).await;
-            let watch = Watch {
-                guardrail: guardrail.clone(),
-                messages,
-                prompt,
-            };
-            let blocked = guardrail.blocks(&watch.prompt);
-            let safety = watch.safety(None, None);
-            generation.guard = Some(watch);
-            if blocked {
-                generation.block_all(&safety);
-                return Ok(generation);
-            }
-        }
         let extras = Extras {
             likeliest,
             constraint: constraint(&model.tokenizer, rendered.thinks, thinking_budget, grammar)?,
         };
-        let job = Job {
-            prompt: rendered.prompt,
-            count: drawing.count,
-            sampling: drawing.sampling,
-            extras,
+        let mut generation = Self {
+            model: model.clone(),
+            place,
+            job: Job {
+                prompt: rendered.prompt,
+                count: drawing.count,
+                sampling: drawing.sampling,
+                extras,
+            },
+            running: Vec::new(),
+            choices: (0..drawing.count).map(choice).collect(),
+            guard: None,
+            ready: VecDeque::new(),
         };
-        generation.running = Some(model.scheduler.submit(place, job).await?);
+        if let Some(guardrail) = guardrail {
+            let prompt = guardrail.judge_prompt(&generation.job.prompt.messages).await;
+            let refused = guardrail.refuses_prompt(&prompt);
+            let guardrail = guardrail.clone();
+            generation.guard = Some(Watch { guardrail, prompt });
+            if refused {
+                for index in 0..generation.choices.len() {
+                    generation.end(index, "content_filter");
+                }
+                return Ok(generation);
+            }
+        }
+        generation.submit(generation.job.clone()).await?;
         Ok(generation)
     }
 
-    fn block_all(&mut self, safety: &Value) {
-        for (index, choice) in self.choices.iter_mut().enumerate() {
-            choice.done = true;
-            self.ready.push_back(Step {
-                index,
-                end: Some(End {
-                    reason: "content_filter",
-                    safety: Some(safety.clone()),
-                }),
-                ..Step::default()
-            });
-        }
+    async fn submit(&mut self, job: Job) -> Result<()> {
+        let running = self.model.scheduler.submit(self.place.clone(), job).await?;
+        self.running.push(Some(running));
+        Ok(())
     }
 
     /// Tokens so far.
     pub(crate) fn usage(&self) -> Usage {
-        let sum = |count: fn(&Reply) -> usize| self.choices.iter().map(|choice| count(&choice.reply)).sum();
+        let drawn = self.choices.iter().map(|choice| choice.draft.drawn());
+        let (completion, thinking) = drawn.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
         Usage {
-            prompt: self.usage.prompt,
-            completion: sum(Reply::tokens),
-            thinking: sum(Reply::thinking_tokens),
+            prompt: self.job.prompt.ids.len(),
+            completion,
+            thinking,
         }
     }
 
@@ -218,104 +226,226 @@ impl Generation {
             if self.choices.iter().all(|choice| choice.done) {
                 return Ok(None);
             }
-            let Some(running) = &mut self.running else {
-                return Ok(None);
-            };
-            match running.next().await {
-                Some(Update::Token { index, draw }) => self.add(index, draw).await?,
-                Some(Update::Finished { index, reason }) => {
-                    let reason = match reason {
-                        FinishReason::Stop => "stop",
-                        FinishReason::Length => "length",
-                    };
-                    self.end(index, reason).await?;
+            match self.news().await {
+                News::Update(source, update) => self.update(source, update).await?,
+                News::Verdicts(index, side, verdicts) => {
+                    let draft = &mut self.choices[index].draft;
+                    match verdicts {
+                        Ok(verdicts) => draft.hear(side, verdicts),
+                        Err(cause) => draft.give_up(cause),
+                    }
+                    self.settle(index).await?;
                 }
-                Some(Update::Failed(error)) => return Err(error),
-                None => return Err(Error::Unavailable("the model's engine has stopped".into())),
             }
         }
     }
 
-    /// Adds a token to a reply.
-    async fn add(&mut self, index: usize, draw: Draw) -> Result<()> {
-        let ends = self.tokenizer.end_ids().contains(&draw.id);
-        let choice = &mut self.choices[index];
-        if choice.done {
-            return Ok(());
-        }
-        let deltas = choice.reply.push(draw.id, ends)?;
-        choice.hold(deltas, (!ends).then_some(draw));
-        if choice.reply.stopped() {
-            if let Some(running) = &self.running {
-                running.stop(index);
+    /// Waits for the guard and for tokens.
+    async fn news(&mut self) -> News {
+        poll_fn(|context| {
+            for (index, choice) in self.choices.iter_mut().enumerate() {
+                if let Some((side, asked)) = &mut choice.asked
+                    && let Poll::Ready(verdicts) = asked.as_mut().poll(context)
+                {
+                    let side = *side;
+                    choice.asked = None;
+                    return Poll::Ready(News::Verdicts(index, side, verdicts));
+                }
             }
-            return self.end(index, "stop").await;
-        }
-        if !self.holds_back() {
-            self.release(index, None);
+            for (source, running) in self.running.iter_mut().enumerate() {
+                if let Some(running) = running
+                    && let Poll::Ready(update) = running.poll_next(context)
+                {
+                    return Poll::Ready(News::Update(source, update));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    async fn update(&mut self, source: usize, update: Option<Update>) -> Result<()> {
+        match update {
+            Some(Update::Token { index, draw }) => {
+                if let Some(index) = self.drawing((source, index)) {
+                    self.add(index, draw)?;
+                    self.settle(index).await?;
+                }
+            }
+            Some(Update::Finished { index, reason }) => {
+                let reason = match reason {
+                    FinishReason::Stop => "stop",
+                    FinishReason::Length => "length",
+                };
+                if let Some(index) = self.drawing((source, index)) {
+                    self.finish(index, reason)?;
+                    self.settle(index).await?;
+                }
+            }
+            Some(Update::Failed(error)) => return Err(error),
+            None => {
+                self.running[source] = None;
+                let waits = |choice: &Choice| choice.source.0 == source && choice.over.is_none();
+                if self.choices.iter().any(waits) {
+                    return Err(Error::Unavailable("the model's engine has stopped".into()));
+                }
+            }
         }
         Ok(())
     }
 
-    /// Ends a reply: what was held back comes out, and the guard has its say.
-    async fn end(&mut self, index: usize, reason: &'static str) -> Result<()> {
+    /// The choice whose tokens come from there, unless they are over.
+    fn drawing(&self, source: (usize, usize)) -> Option<usize> {
+        let found = |choice: &Choice| choice.source == source && choice.over.is_none();
+        self.choices.iter().position(found)
+    }
+
+    /// Adds a token to a reply.
+    fn add(&mut self, index: usize, draw: Draw) -> Result<()> {
+        let ends = self.model.tokenizer.end_ids().contains(&draw.id);
+        let draft = &mut self.choices[index].draft;
+        draft.push(draw, ends)?;
+        if draft.stopped() {
+            self.stop(index);
+            return self.finish(index, "stop");
+        }
+        Ok(())
+    }
+
+    /// Ends a choice's tokens; the guard may yet have to speak.
+    fn finish(&mut self, index: usize, reason: &'static str) -> Result<()> {
         let choice = &mut self.choices[index];
-        if choice.done {
+        choice.draft.finish()?;
+        let calls = choice.draft.called() && reason == "stop";
+        choice.over = Some(if calls { "tool_calls" } else { reason });
+        Ok(())
+    }
+
+    /// Has the engine draw no more tokens for a choice.
+    fn stop(&self, index: usize) {
+        let choice = &self.choices[index];
+        let running = self.running.get(choice.source.0);
+        if let (Some(Some(running)), None) = (running, choice.over) {
+            running.stop(choice.source.1);
+        }
+    }
+
+    /// Delivers of a reply what may be delivered, asks the guard about what is new, and ends the reply or rewinds it
+    /// where that is due.
+    async fn settle(&mut self, index: usize) -> Result<()> {
+        if self.choices[index].done {
             return Ok(());
         }
-        choice.done = true;
-        let deltas = choice.reply.finish()?;
-        choice.hold(deltas, None);
-        let mut reason = if choice.reply.called() && reason == "stop" {
-            "tool_calls"
-        } else {
-            reason
-        };
-        let mut safety = None;
-        if let Some(watch) = &self.guard {
-            let judged = watch
-                .guardrail
-                .judge_reply(&watch.messages, &choice.thinking, &choice.content)
-                .await;
-            safety = Some(watch.safety(judged.thinking.as_ref(), Some(&judged.content)));
-            let mut verdicts = judged.thinking.iter().chain([&judged.content]);
-            if verdicts.any(|verdict| watch.guardrail.blocks(verdict)) {
-                reason = "content_filter";
-                choice.held = Step::default();
-            }
+        let objection = self.weigh(index);
+        let all = !self.holds_back();
+        let (deltas, draws) = self.choices[index].draft.deliver(all);
+        if !deltas.is_empty() {
+            self.ready.push_back(Step {
+                index,
+                deltas,
+                draws,
+                end: None,
+            });
         }
-        self.release(index, Some(End { reason, safety }));
+        if let Some(curable) = objection {
+            self.stop(index);
+            if !curable || !self.rewind(index).await? {
+                self.cut(index);
+            }
+            return Ok(());
+        }
+        self.ask(index);
+        let choice = &self.choices[index];
+        if let (Some(reason), None) = (choice.over, &choice.asked) {
+            self.end(index, reason);
+        }
         Ok(())
     }
 
     /// Whether text waits for the guard.
     fn holds_back(&self) -> bool {
-        let block = |watch: &Watch| watch.guardrail.action == crate::guardrail::Action::Block;
-        self.guard.as_ref().is_some_and(block)
+        let holds = |watch: &Watch| watch.guardrail.action != Action::Annotate;
+        self.guard.as_ref().is_some_and(holds)
     }
 
-    /// Makes a step of what a reply holds, if there is anything to tell.
-    fn release(&mut self, index: usize, end: Option<End>) {
-        let held = &mut self.choices[index].held;
-        if end.is_some() || !held.deltas.is_empty() {
-            let step = std::mem::take(held);
-            self.ready.push_back(Step { index, end, ..step });
+    /// Whether the guard objects to a reply in a way that matters, and whether a rewind may cure that.
+    fn weigh(&mut self, index: usize) -> Option<bool> {
+        let guardrail = &self.guard.as_ref()?.guardrail;
+        let choice = &mut self.choices[index];
+        let verdict = choice.draft.weigh(guardrail)?;
+        match guardrail.action {
+            Action::Annotate => None,
+            Action::Block => Some(false),
+            // What the guard could not judge, it will not judge the next time.
+            Action::Rewind => Some(verdict.scored().is_some() && choice.rewinds < MOST_REWINDS),
         }
     }
-}
 
-impl Choice {
-    fn hold(&mut self, deltas: Vec<Delta>, draw: Option<Draw>) {
-        for delta in &deltas {
-            match delta {
-                Delta::Thinking(text) => self.thinking.push_str(text),
-                Delta::Content(text) => self.content.push_str(text),
-                // A call is something that the model says, so the guard reads it too.
-                Delta::Call(call) => self.content.push_str(&call.arguments),
+    /// Asks the guard about what is new, unless it is judging this reply already.
+    fn ask(&mut self, index: usize) {
+        let Some(watch) = &self.guard else {
+            return;
+        };
+        let choice = &mut self.choices[index];
+        if choice.asked.is_none()
+            && let Some((side, pieces, from)) = choice.draft.question()
+        {
+            let messages = &self.job.prompt.messages;
+            choice.asked = Some((side, watch.guardrail.judge_pieces(messages, pieces, from)));
+        }
+    }
+
+    /// Ends a reply at its last safe sentence.
+    fn cut(&mut self, index: usize) {
+        if let Some(watch) = &self.guard {
+            self.choices[index].draft.cut(&watch.guardrail);
+        }
+        self.end(index, "content_filter");
+    }
+
+    /// Has a reply go on from its last safe sentence, by a request of its own; false where there is no room for that.
+    async fn rewind(&mut self, index: usize) -> Result<bool> {
+        let choice = &mut self.choices[index];
+        let kept = choice.draft.kept().to_vec();
+        let nudge = self.model.tokenizer.encode_plain(NUDGE)?;
+        let mut job = self.job.clone();
+        job.prompt.ids.extend(kept.iter().chain(&nudge));
+        let left = job.sampling.max_new_tokens.saturating_sub(kept.len());
+        job.sampling.max_new_tokens = left.min(self.model.context.saturating_sub(job.prompt.ids.len()));
+        if job.sampling.max_new_tokens == 0 {
+            return Ok(false);
+        }
+        choice.draft.rewind();
+        choice.rewinds += 1;
+        choice.over = None;
+        choice.source = (self.running.len(), 0);
+        job.count = 1;
+        // Other numbers than those that led astray, and for each reply its own.
+        let turn = (index as u64) * (MOST_REWINDS + 1) + choice.rewinds;
+        job.sampling.seed = job.sampling.seed.wrapping_add(turn);
+        if let Some(constraint) = &mut job.extras.constraint {
+            for id in kept {
+                // Some find out only by the mask where they stand.
+                constraint.mask();
+                constraint.accept(id);
             }
         }
-        self.held.deltas.extend(deltas);
-        self.held.draws.extend(draw);
+        self.submit(job).await?;
+        Ok(true)
+    }
+
+    /// Ends a reply: what is still held comes out with the guard's verdicts.
+    fn end(&mut self, index: usize, reason: &'static str) {
+        let choice = &mut self.choices[index];
+        choice.done = true;
+        let (deltas, draws) = choice.draft.deliver_rest();
+        let safety = self.guard.as_ref().map(|watch| watch.safety(choice));
+        self.ready.push_back(Step {
+            index,
+            deltas,
+            draws,
+            end: Some(End { reason, safety }),
+        });
     }
 }
 

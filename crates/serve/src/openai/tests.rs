@@ -15,22 +15,45 @@ use crate::guardrail::Action;
 use crate::scheduler::Limits;
 use crate::server::{Door, close};
 
-/// Finds unsafe what a closure says.
-struct Strict(fn(&Conversation) -> bool);
+/// Says what a closure says, of whole texts or of every token.
+struct Told {
+    says: Box<dyn FnMut(&Conversation) -> Scored<Moderation> + Send>,
+    reads_tokens: bool,
+}
 
-impl Guard for Strict {
+impl Guard for Told {
     fn moderate(&mut self, conversations: &[Conversation]) -> Vec<Scored<Moderation>> {
-        let judge = |conversation: &Conversation| {
-            let harmful = (self.0)(conversation);
-            Scored::Scored(Moderation {
-                safety: if harmful { Safety::Unsafe } else { Safety::Safe },
-                categories: if harmful { vec![Category::Violent] } else { vec![] },
-                refusal: conversation.reply.is_some().then_some(false),
-                score: if harmful { 0.9 } else { 0.1 },
-            })
-        };
-        conversations.iter().map(judge).collect()
+        conversations.iter().map(&mut self.says).collect()
     }
+
+    fn reads_tokens(&self) -> bool {
+        self.reads_tokens
+    }
+}
+
+fn moderation(harmful: bool) -> Scored<Moderation> {
+    Scored::Scored(Moderation {
+        safety: if harmful { Safety::Unsafe } else { Safety::Safe },
+        categories: if harmful { vec![Category::Violent] } else { vec![] },
+        refusal: Some(false),
+        score: if harmful { 0.9 } else { 0.1 },
+    })
+}
+
+fn guardrail(
+    action: Action,
+    says: impl FnMut(&Conversation) -> Scored<Moderation> + Send + 'static,
+) -> Guardrail {
+    let guard = Told {
+        says: Box::new(says),
+        reads_tokens: false,
+    };
+    Guardrail::new(Box::new(guard), "told", action, Controversial::Unsafe).unwrap()
+}
+
+/// One that finds unsafe what a closure says.
+fn strict(action: Action, harmful: fn(&Conversation) -> bool) -> Guardrail {
+    guardrail(action, move |conversation| moderation(harmful(conversation)))
 }
 
 fn model(limits: Limits) -> Model {
@@ -53,13 +76,12 @@ fn app() -> Router {
     app_of(Service::new(vec![model(Limits::default())], None))
 }
 
-fn strict(action: Action, harmful: fn(&Conversation) -> bool) -> Guardrail {
-    Guardrail::new(Box::new(Strict(harmful)), "strict", action, Controversial::Unsafe)
+fn guarded(action: Action, harmful: fn(&Conversation) -> bool) -> Router {
+    guarded_by(strict(action, harmful))
 }
 
-fn guarded(action: Action, harmful: fn(&Conversation) -> bool) -> Router {
-    let models = vec![model(Limits::default())];
-    app_of(Service::new(models, Some(strict(action, harmful))))
+fn guarded_by(guardrail: Guardrail) -> Router {
+    app_of(Service::new(vec![model(Limits::default())], Some(guardrail)))
 }
 
 async fn send(app: &Router, path: &str, body: Option<&Value>) -> (StatusCode, String) {
