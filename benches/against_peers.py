@@ -53,7 +53,8 @@ def main():
                     figures.setdefault(work, {}).setdefault(name, []).append(value)
                     if peak:
                         peaks.setdefault(work, {}).setdefault(name, []).append(peak)
-            except (OSError, subprocess.CalledProcessError) as error:
+                    print(f"  {work}: {value:.4g}", file=sys.stderr, flush=True)
+            except (OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
                 failed.add(f"{name}: {error}")
     print(table(arguments, figures, peaks, failed))
 
@@ -101,7 +102,8 @@ def peer(arguments, name, dtype, works):
     command = [sys.executable, __file__, "--peer", name, "--model", arguments.model, "--dtype", dtype]
     command += ["--threads", str(arguments.threads), "--work", ",".join(works), "--clock", arguments.clock]
     for line in output(command).splitlines():
-        if line.startswith("{"):
+        # Trainers print dictionaries of their own.
+        if line.startswith('{"work"'):
             found = json.loads(line)
             yield found["work"], found["value"], found.get("peak_mb")
 
