@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Result};
 
 /// Longest wait for a verdict, the time in the queue included.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What happens to what is not safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,7 +211,7 @@ mod tests {
         assert!(cause(guardrail.judge_prompt(&prompt("hang")).await).contains("within 0.05 s"));
         // It still hangs; the next question's asker gives up meanwhile.
         drop(guardrail.judge_pieces(&prompt("gone"), vec!["a".into()], 0));
-        guardrail.patience = Duration::from_secs(60);
+        guardrail.patience = Duration::from_mins(1);
         assert_eq!(cause(guardrail.judge_prompt(&prompt("fine")).await), "fine");
         assert_eq!(asked.load(Ordering::SeqCst), 4);
     }

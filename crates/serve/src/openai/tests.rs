@@ -15,9 +15,11 @@ use crate::guardrail::Action;
 use crate::scheduler::Limits;
 use crate::server::{Door, close};
 
+type Says = Box<dyn FnMut(&Conversation) -> Scored<Moderation> + Send>;
+
 /// Says what a closure says, of whole texts or of every token.
 struct Told {
-    says: Box<dyn FnMut(&Conversation) -> Scored<Moderation> + Send>,
+    says: Says,
     reads_tokens: bool,
 }
 
