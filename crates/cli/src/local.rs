@@ -47,7 +47,7 @@ impl Local {
         let source = resolve(&base)?;
         let wait = spinner(&format!("loading {name}"));
         let tokenizer = Arc::new(Tokenizer::load(&source)?);
-        let mut decoder = Decoder::load(&source, dtype, &Device::Cpu)?;
+        let mut decoder = Decoder::load_for_inference(&source, dtype, &Device::Cpu)?;
         if let Some(folder) = adapters {
             decoder.load_adapters(&folder)?;
         }

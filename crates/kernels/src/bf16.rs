@@ -119,24 +119,20 @@ fn transposed_times(a_t_n: &Tensor, b_t_k: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(out, (rows, outputs), a_t_n.device())
 }
 
-/// `x W^T` by a weight packed as bf16, `[n,k]`.
-pub(crate) fn multiply_packed(x: &[f32], weight: &Packed, pairs: &[Pairs]) -> Vec<f32> {
+/// `x W^T` by a weight that is multiplied as bf16, `[n,k]`; `right` is that weight too.
+pub(crate) fn multiply_packed(x: &[f32], weight: &Packed, right: Right) -> Vec<f32> {
     if !available() {
         return product::multiply(&round(x), weight.weights());
     }
     let inner = weight.dims().1;
-    multiply(
-        &Left::of_rows(x, inner),
-        x.len() / inner,
-        Right::packed(pairs, weight.dims()),
-    )
+    multiply(&Left::of_rows(x, inner), x.len() / inner, right)
 }
 
 /// The gradient of [`multiply_packed`] for `x`, from that of its result: `gradient W`.
-pub(crate) fn multiply_turned(gradient_t_n: &Tensor, weight: &Packed, pairs: &[Pairs]) -> Result<Tensor> {
-    if !available() {
-        return rounded(gradient_t_n)?.matmul(&weight.tensor()?);
-    }
+pub(crate) fn multiply_turned(gradient_t_n: &Tensor, weight: &Packed) -> Result<Tensor> {
+    let Some(pairs) = weight.pairs().filter(|_| available()) else {
+        return times(gradient_t_n, &weight.tensor()?);
+    };
     let ((inner, outputs), rows) = (weight.dims(), gradient_t_n.dim(0)?);
     let out = read([gradient_t_n], |[gradient]| {
         Ok(multiply(
@@ -156,6 +152,15 @@ pub(crate) fn available() -> bool {
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+/// Rounds the numbers of a panel's inputs and puts two inputs' side by side, where [`available`] says so.
+#[inline(always)]
+pub(crate) fn pair_up(numbers: &[[f32; 2 * WIDTH]], pairs: &mut [Pairs]) {
+    #[cfg(target_arch = "x86_64")]
+    crate::avx512bf16::pair_up(numbers, pairs);
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("no machine but x86-64 has products of pairs here: {numbers:?} {pairs:?}");
 }
 
 /// The product of `rows` rows with all columns, in parallel over strips of columns, and over rows where columns are few.

@@ -1,6 +1,9 @@
 //! What the tests of this crate share: numbers without a random generator, and comparison of values and gradients.
 
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor, Var};
+
+use crate::Packed;
 
 /// A variable of numbers in -1..1, the same for the same seed.
 pub(crate) fn noise(seed: u32, shape: &[usize]) -> Var {
@@ -16,6 +19,18 @@ pub(crate) fn noise(seed: u32, shape: &[usize]) -> Var {
         .collect();
     let tensor = Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor of a test");
     Var::from_tensor(&tensor).expect("a variable of a test")
+}
+
+/// [`noise`] in blocks, and what it dequantizes to.
+pub(crate) fn quantized(
+    seed: u32,
+    shape: &[usize; 2],
+    kind: GgmlDType,
+    dtype: DType,
+) -> Result<(Packed, Tensor)> {
+    let blocks = QTensor::quantize(&noise(seed, shape), kind)?;
+    let packed = Packed::quantized(kind, &blocks.data()?, (shape[0], shape[1]), dtype)?;
+    Ok((packed, blocks.dequantize(&Device::Cpu)?))
 }
 
 /// Fails unless the two agree to `tolerance`, relative to the larger of 1 and the largest value.

@@ -11,6 +11,7 @@
 //! | `product.rs` | [`product`], [`product_packed`]: the matrix product of a linear layer |
 //! | `bf16.rs` | [`product_bf16`]: the same of numbers rounded to bf16 |
 //! | `packed.rs` | [`Packed`]: a weight in the order in which the product reads it |
+//! | `quantized.rs` | [`Packed::quantized`]: the same in the blocks of a GGUF file |
 //! | `rotary.rs` | [`rotate`] |
 //! | `swiglu.rs` | [`swiglu`] |
 //! | `attention.rs` | [`attend`]: causal attention over packed sequences that may share a prompt |
@@ -71,6 +72,7 @@ mod packed;
 mod paged;
 mod pairs;
 mod product;
+mod quantized;
 mod rotary;
 mod rows;
 mod slices;
@@ -107,6 +109,7 @@ mod tests {
     use std::process::Command;
     use std::sync::Arc;
 
+    use candle_core::quantized::GgmlDType;
     use candle_core::{Result, Tensor};
 
     use super::*;
@@ -179,6 +182,10 @@ mod tests {
             tensors.push(gradients.get(variable).expect("a gradient").clone());
         }
         tensors.push(out);
+        for dtype in [DType::F32, DType::BF16] {
+            let quantized = fixtures::quantized(11, &[70, 128], GgmlDType::Q4_1, dtype)?.0;
+            tensors.push(product_packed(&hidden.detach(), &quantized)?);
+        }
 
         let mut digest = 0xcbf2_9ce4_8422_2325_u64; // FNV-1a
         for value in tensors

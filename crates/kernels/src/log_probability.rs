@@ -82,7 +82,7 @@ pub fn log_probability_bf16(
     }
     check(hidden_t_d, weight_v_d, temperature)?;
     check_targets(hidden_t_d, weight_v_d, targets)?;
-    let packed = match packed {
+    let packed = match packed.filter(|packed| packed.pairs().is_some()) {
         Some(packed) => packed.clone(),
         None => Packed::new(weight_v_d, DType::BF16)?,
     };

@@ -3,15 +3,18 @@
 //! A panel is [`WIDTH`] rows of a weight, which are outputs of the product, and lies by its inputs: for each input the
 //! panel's numbers side by side, so that a vector of them meets one number of an activation. Inputs are cut into blocks
 //! of [`DEPTH`], within which panel follows panel: a product goes through memory from front to back. As bf16 the panel
-//! holds the numbers of two inputs side by side for each output (`pairs.rs`).
+//! holds the numbers of two inputs side by side for each output (`pairs.rs`). A weight in a GGUF file's blocks stays in
+//! blocks (`quantized.rs`).
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::pairs::{Pairs, Right, apart};
+use crate::quantized::{self, Quantized};
 use crate::slices::read;
 
 /// Outputs of a panel.
@@ -31,6 +34,7 @@ pub struct Packed {
 enum Numbers {
     F32(Vec<f32>),
     Bf16(Vec<Pairs>),
+    Quantized(Quantized),
 }
 
 impl Packed {
@@ -72,6 +76,33 @@ impl Packed {
         })
     }
 
+    /// Whether [`Packed::quantized`] takes blocks of this type.
+    pub fn keeps(kind: GgmlDType) -> bool {
+        quantized::known(kind)
+    }
+
+    /// Keeps a weight `[n,k]` in the blocks of a GGUF file, `blocks` being its bytes row by row: Q8_0, Q4_0, Q4_1, Q5_0,
+    /// Q5_1, Q4_K, Q5_K or Q6_K. A product has the bits of one with the dequantized weight as `dtype`, F32 or BF16.
+    ///
+    /// # Errors
+    /// Another type, rows that do not fill blocks, another number of bytes, or another `dtype`.
+    pub fn quantized(
+        kind: GgmlDType,
+        blocks: &[u8],
+        (outputs, inputs): (usize, usize),
+        dtype: DType,
+    ) -> Result<Self> {
+        if !matches!(dtype, DType::F32 | DType::BF16) {
+            bail!("packed weights are multiplied as f32 or bf16, not as {dtype:?}")
+        }
+        let numbers = Quantized::new(kind, blocks, (outputs, inputs), dtype == DType::BF16)?;
+        Ok(Self {
+            outputs,
+            inputs,
+            numbers: Arc::new(Numbers::Quantized(numbers)),
+        })
+    }
+
     /// Outputs and inputs, `(n, k)`.
     pub fn dims(&self) -> (usize, usize) {
         (self.outputs, self.inputs)
@@ -82,6 +113,7 @@ impl Packed {
         match &*self.numbers {
             Numbers::F32(numbers) => 4 * numbers.len(),
             Numbers::Bf16(numbers) => size_of::<Pairs>() * numbers.len(),
+            Numbers::Quantized(numbers) => numbers.bytes(),
         }
     }
 
@@ -109,11 +141,47 @@ impl Packed {
         Tensor::from_vec(rows, (self.outputs, inputs), &Device::Cpu)
     }
 
+    /// The rows `ids` of the weight, outputs of the product, as f32 `[ids,k]`: what an embedding is asked for.
+    ///
+    /// # Errors
+    /// A row that the weight does not have.
+    pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        let (inputs, weights) = (self.inputs, self.weights());
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.outputs) {
+            bail!("expected rows below {}, found {id}", self.outputs)
+        }
+        let mut rows = vec![0.0; ids.len() * inputs];
+        if inputs > 0 {
+            rows.par_chunks_exact_mut(inputs)
+                .zip(ids)
+                .for_each_init(Vec::new, |room, (row, &id)| {
+                    let (panel, lane) = (id as usize / WIDTH, id as usize % WIDTH);
+                    for block in blocks(0..inputs) {
+                        let numbers = weights.panel(panel, block.clone(), room);
+                        for (number, numbers) in row[block].iter_mut().zip(numbers.chunks_exact(WIDTH)) {
+                            *number = numbers[lane];
+                        }
+                    }
+                });
+        }
+        Tensor::from_vec(rows, (ids.len(), inputs), &Device::Cpu)
+    }
+
     /// The numbers of a weight packed as bf16.
     pub(crate) fn pairs(&self) -> Option<&[Pairs]> {
         match &*self.numbers {
-            Numbers::F32(_) => None,
+            Numbers::F32(_) | Numbers::Quantized(_) => None,
             Numbers::Bf16(pairs) => Some(pairs),
+        }
+    }
+
+    /// The weight as a product of pairs takes it, if it is multiplied as bf16.
+    pub(crate) fn right(&self) -> Option<Right<'_>> {
+        let dims = self.dims();
+        match &*self.numbers {
+            Numbers::Bf16(pairs) => Some(Right::packed(pairs, dims)),
+            Numbers::Quantized(quantized) if quantized.narrow => Some(Right::quantized(quantized, dims)),
+            Numbers::F32(_) | Numbers::Quantized(_) => None,
         }
     }
 
@@ -124,6 +192,7 @@ impl Packed {
             numbers: match &*self.numbers {
                 Numbers::F32(numbers) => Layout::F32(numbers),
                 Numbers::Bf16(numbers) => Layout::Bf16(numbers),
+                Numbers::Quantized(numbers) => Layout::Quantized(numbers),
             },
         }
     }
@@ -151,6 +220,7 @@ pub(crate) enum Layout<'a> {
     Rows(&'a [f32]),
     F32(&'a [f32]),
     Bf16(&'a [Pairs]),
+    Quantized(&'a Quantized),
 }
 
 impl<'a> Weights<'a> {
@@ -177,6 +247,10 @@ impl<'a> Weights<'a> {
                     }
                 }
             }
+            Layout::Quantized(quantized) => {
+                room.resize(DEPTH * WIDTH, 0.0);
+                quantized.expand(panel, block, room);
+            }
             Layout::Rows(rows) => {
                 room.resize(DEPTH * WIDTH, 0.0);
                 let first = panel * WIDTH;
@@ -199,7 +273,7 @@ impl<'a> Weights<'a> {
 }
 
 /// A weight in the packed order: for a block of `depth` inputs each panel has `size(depth)` elements, which `fill` makes.
-fn pack<T: Clone + Default + Send>(
+pub(crate) fn pack<T: Clone + Default + Send>(
     (outputs, inputs): (usize, usize),
     size: impl Fn(usize) -> usize,
     fill: impl Fn(usize, Range<usize>, &mut [T]) + Sync,

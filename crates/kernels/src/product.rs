@@ -5,6 +5,7 @@
 //! scoring and training agree.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use pulp::{Simd, WithSimd};
@@ -13,6 +14,7 @@ use rayon::prelude::*;
 use crate::bf16::{self, product_bf16_composed};
 use crate::lanes;
 use crate::packed::{self, Packed, WIDTH, Weights, blocks};
+use crate::quantized::Quantized;
 use crate::slices::{fusible, slice};
 
 /// Rows of activations that meet a panel of the weight at once: with AVX2 that is 12 sums, 2 vectors of weights and a
@@ -64,7 +66,7 @@ pub fn product_composed(x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<Tensor> {
 }
 
 /// [`product`] with a packed weight: the same bits, without the way there. Differentiable in `x_t_k`. With one packed as
-/// bf16 it is [`crate::product_bf16`].
+/// bf16 it is [`crate::product_bf16`]; one in blocks ([`Packed::quantized`]) counts as what it dequantizes to.
 ///
 /// # Errors
 /// When the shapes do not fit, or `x_t_k` is not f32 on the CPU.
@@ -85,7 +87,7 @@ pub fn product_packed(x_t_k: &Tensor, weight_n_k: &Packed) -> Result<Tensor> {
 
 /// [`product_packed`] in plain candle operations.
 pub fn product_packed_composed(x_t_k: &Tensor, weight_n_k: &Packed) -> Result<Tensor> {
-    match weight_n_k.pairs() {
+    match weight_n_k.right() {
         Some(_) => product_bf16_composed(x_t_k, &weight_n_k.tensor()?),
         None => product_composed(x_t_k, &weight_n_k.tensor()?),
     }
@@ -140,16 +142,16 @@ impl CustomOp1 for ProductPacked {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, outputs) = (layout.shape().dims2()?.0, self.0.dims().0);
         let x = slice(x, layout)?;
-        let out = match self.0.pairs() {
-            Some(pairs) => bf16::multiply_packed(x, &self.0, pairs),
+        let out = match self.0.right() {
+            Some(right) => bf16::multiply_packed(x, &self.0, right),
             None => multiply(x, self.0.weights()),
         };
         Ok((CpuStorage::F32(out), (rows, outputs).into()))
     }
 
     fn bwd(&self, _x_t_k: &Tensor, _out_t_n: &Tensor, gradient_t_n: &Tensor) -> Result<Option<Tensor>> {
-        let for_x = match self.0.pairs() {
-            Some(pairs) => bf16::multiply_turned(gradient_t_n, &self.0, pairs)?,
+        let for_x = match self.0.right() {
+            Some(_) => bf16::multiply_turned(gradient_t_n, &self.0)?,
             None => gradient_t_n.matmul(&self.0.tensor()?)?,
         };
         Ok(Some(for_x))
@@ -237,7 +239,6 @@ impl Strip<'_> {
         for block in blocks(0..self.weights.inputs) {
             for panel in (0..panels).step_by(together) {
                 let [room, other] = &mut *self.rooms;
-                let numbers = self.weights.panel(self.first + panel, block.clone(), room);
                 let mut tile = Tile {
                     x: &self.x[block.start..],
                     stride: self.weights.inputs,
@@ -245,6 +246,14 @@ impl Strip<'_> {
                     goes_on: block.start > 0,
                     column: panel * WIDTH,
                 };
+                if let (packed::Layout::Quantized(quantized), [row]) = (self.weights.numbers, &mut *self.out)
+                    && panel + 1 < panels
+                    && !quantized.narrow
+                {
+                    tile.add_quantized::<S, C>(simd, quantized, self.first + panel, block.clone(), row);
+                    continue;
+                }
+                let numbers = self.weights.panel(self.first + panel, block.clone(), room);
                 if together == 2 && panel + 1 < panels {
                     let others = self.weights.panel(self.first + panel + 1, block.clone(), other);
                     let numbers = [numbers, others];
@@ -329,6 +338,28 @@ impl Tile<'_> {
             for p in 0..P {
                 store::<S, C>(sums[r][p], &mut out[r][self.column + p * WIDTH..]);
             }
+        }
+    }
+
+    /// Adds the products of one row with two panels of a weight in blocks.
+    #[inline(always)]
+    fn add_quantized<S: Simd, const C: usize>(
+        &self,
+        simd: S,
+        quantized: &Quantized,
+        panel: usize,
+        block: Range<usize>,
+        row: &mut [f32],
+    ) {
+        let mut sums = [[simd.splat_f32s(0.0); C]; 2];
+        if self.goes_on {
+            for p in 0..2 {
+                sums[p] = load::<S, C>(&row[self.column + p * WIDTH..]);
+            }
+        }
+        quantized.add_row(simd, &self.x[..self.depth], panel, block, &mut sums);
+        for p in 0..2 {
+            store::<S, C>(sums[p], &mut row[self.column + p * WIDTH..]);
         }
     }
 }

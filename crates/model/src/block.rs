@@ -1,7 +1,7 @@
 //! One block of the decoder, what its rows attend to, and how its weights come out of a checkpoint.
 
 use candle_core::{DType, Device, Tensor};
-use kernels::{Context, Segment};
+use kernels::{Context, Packed, Segment};
 
 use crate::Result;
 use crate::config::{Config, Family};
@@ -192,24 +192,45 @@ impl Loader<'_> {
         Ok(self.weights.take(name, &[width])?.to_device(self.device)?)
     }
 
-    pub(crate) fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
+    /// A matrix whose rows are looked up.
+    pub(crate) fn table(&mut self, name: &str, rows: usize, columns: usize) -> Result<Weight> {
+        if let Some(packed) = self.blocks(name, rows, columns)? {
+            return Ok(Weight::Packed(packed));
+        }
         let tensor = self
             .weights
             .take(name, &[rows, columns])?
             .to_device(self.device)?;
-        Ok(narrowed(&tensor, self.dtype)?)
+        Ok(Weight::Tensor(narrowed(&tensor, self.dtype)?))
+    }
+
+    /// A matrix that is only multiplied.
+    fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Weight> {
+        if let Some(packed) = self.blocks(name, rows, columns)? {
+            return Ok(Weight::Packed(packed));
+        }
+        let tensor = self
+            .weights
+            .take(name, &[rows, columns])?
+            .to_device(self.device)?;
+        Ok(Weight::frozen(&tensor, self.dtype)?)
+    }
+
+    /// A matrix in a GGUF file's blocks, where they are kept.
+    fn blocks(&mut self, name: &str, rows: usize, columns: usize) -> Result<Option<Packed>> {
+        if !self.device.is_cpu() {
+            return Ok(None);
+        }
+        self.weights.take_blocks(name, &[rows, columns], self.dtype)
     }
 
     fn linear(&mut self, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
-        let weight_o_i = self
-            .weights
-            .take(&format!("{name}.weight"), &[outputs, inputs])?
-            .to_device(self.device)?;
+        let weight = self.matrix(&format!("{name}.weight"), outputs, inputs)?;
         let bias_o = bias
             .then(|| self.vector(&format!("{name}.bias"), outputs))
             .transpose()?;
         Ok(Linear {
-            weight: Weight::frozen(&weight_o_i, self.dtype)?,
+            weight,
             bias_o,
             adapter: None,
         })

@@ -28,19 +28,20 @@ use crate::{Error, Result};
 /// With `DType::F32` everything is f32. With `DType::BF16` matrices are rounded to bf16, and so are the inputs of
 /// every matrix product, gradients among them; sums, norms, attention and the residual stream stay f32. Weights that
 /// train are held unrounded and rounded in each product; an embedding that trains is used as it is held. On the CPU,
-/// weights that do not train are packed for the product ([`Packed`]), as bf16 in half the memory.
+/// weights that do not train are packed for the product ([`Packed`]), as bf16 in half the memory, or in a GGUF file's
+/// blocks in less ([`Decoder::load_for_inference`]).
 #[derive(Debug, Clone)]
 pub struct Decoder {
     /// Shape and constants.
     pub config: Config,
     pub(crate) adapters: Option<Lora>,
     pub(crate) dtype: DType,
-    embedding_v_d: Tensor,
+    embedding_v_d: Weight,
     blocks: Vec<Block>,
     norm_d: Tensor,
     /// Absent where the head is tied to the embedding, or where the checkpoint has another head altogether.
-    head_v_d: Option<Tensor>,
-    /// The head as generation multiplies it, made when it is first wanted; absent while the head trains.
+    head_v_d: Option<Weight>,
+    /// A head held as a tensor, as generation multiplies it: made when it is first wanted; absent while the head trains.
     packed_head: Arc<OnceLock<Packed>>,
     frequencies_r: Tensor,
 }
@@ -53,9 +54,24 @@ impl Decoder {
     /// missing, left over or misshapen, named with both shapes.
     pub fn load(source: &Source, dtype: DType, device: &Device) -> Result<Self> {
         let config = Config::load(source)?;
-        let mut weights = Weights::load(source, &config)?;
-        let decoder = Self::from_weights(&config, &mut weights, true, dtype, device)?;
-        weights.finish(&config)?;
+        let weights = Weights::load(source, &config)?;
+        Self::from_whole(&config, weights, dtype, device)
+    }
+
+    /// [`Decoder::load`] for a model that is not to be trained. On the CPU the matrices of a GGUF file stay in its blocks,
+    /// embedding and head among them, and are multiplied there. Results are the same, bit for bit.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_for_inference(source: &Source, dtype: DType, device: &Device) -> Result<Self> {
+        let config = Config::load(source)?;
+        let weights = Weights::load(source, &config)?.keep_blocks();
+        Self::from_whole(&config, weights, dtype, device)
+    }
+
+    fn from_whole(config: &Config, mut weights: Weights, dtype: DType, device: &Device) -> Result<Self> {
+        let decoder = Self::from_weights(config, &mut weights, true, dtype, device)?;
+        weights.finish(config)?;
         Ok(decoder)
     }
 
@@ -80,14 +96,14 @@ impl Decoder {
             device,
         };
         let (vocabulary, hidden) = (config.vocabulary, config.hidden);
-        let embedding_v_d = loader.matrix("model.embed_tokens.weight", vocabulary, hidden)?;
+        let embedding_v_d = loader.table("model.embed_tokens.weight", vocabulary, hidden)?;
         let blocks = (0..config.layers)
             .map(|layer| Block::load(&mut loader, config, layer))
             .collect::<Result<_>>()?;
         let norm_d = loader.vector("model.norm.weight", hidden)?;
         let untied = language_head && !config.tied;
         let head_v_d = untied
-            .then(|| loader.matrix("lm_head.weight", vocabulary, hidden))
+            .then(|| loader.table("lm_head.weight", vocabulary, hidden))
             .transpose()?;
         let frequencies_r = Tensor::new(config.frequencies(), device)?;
         let (config, adapters) = (config.clone(), None);
@@ -106,7 +122,7 @@ impl Decoder {
 
     /// The device that the weights are on.
     pub fn device(&self) -> &Device {
-        self.embedding_v_d.device()
+        self.norm_d.device()
     }
 
     /// The type of the matrix products' inputs, F32 or BF16.
@@ -128,8 +144,13 @@ impl Decoder {
                 "token {id}: expected an id below the vocabulary of {vocabulary}"
             )));
         }
-        let ids_t = Tensor::new(ids, self.device())?;
-        Ok(self.embedding_v_d.index_select(&ids_t, 0)?.to_dtype(DType::F32)?)
+        match &self.embedding_v_d {
+            Weight::Tensor(embedding_v_d) => {
+                let ids_t = Tensor::new(ids, self.device())?;
+                Ok(embedding_v_d.index_select(&ids_t, 0)?.to_dtype(DType::F32)?)
+            }
+            Weight::Packed(packed) => Ok(packed.rows(ids)?),
+        }
     }
 
     /// The rotary angles of rows at `positions`.
@@ -213,6 +234,17 @@ impl Decoder {
         } = self.config;
         let block = hidden * (2 * (heads + key_value_heads) * head_dim + 3 * intermediate);
         self.config.layers * block + self.config.vocabulary * hidden
+    }
+
+    /// Bytes of these matrices: what generating one token reads of them.
+    pub fn matrix_bytes(&self) -> usize {
+        let mut copy = self.clone();
+        let blocks = copy.linears_mut();
+        let linears = blocks.iter().map(|(_, linear)| &linear.weight);
+        linears
+            .chain([self.head()])
+            .map(|weight| weight.bytes(self.dtype))
+            .sum()
     }
 
     /// Hidden states after the final norm of packed sequences, t x d in f32; differentiable.
@@ -301,13 +333,16 @@ impl Decoder {
     pub fn logits(&self, hidden_n_d: &Tensor) -> Result<Tensor> {
         match self.packed_head()? {
             Some(packed) => Ok(kernels::product_packed(hidden_n_d, packed)?),
-            None => Ok(product(hidden_n_d, self.head_weight(), self.dtype)?),
+            None => Ok(product(hidden_n_d, &self.head_weight()?, self.dtype)?),
         }
     }
 
     /// The head packed for the product, on the CPU and where it does not train.
     fn packed_head(&self) -> Result<Option<&Packed>> {
-        let head_v_d = self.head_weight();
+        let head_v_d = match self.head() {
+            Weight::Tensor(head_v_d) => head_v_d,
+            Weight::Packed(packed) => return Ok(Some(packed)),
+        };
         if head_v_d.track_op() || !head_v_d.device().is_cpu() {
             return Ok(None);
         }
@@ -324,18 +359,22 @@ impl Decoder {
     /// # Errors
     /// Another number of targets than of rows, or one outside the vocabulary; a temperature that is not above zero.
     pub fn log_probability(&self, hidden_n_d: &Tensor, targets: &[u32], temperature: f64) -> Result<Tensor> {
-        let head_v_d = self.head_weight();
+        let head_v_d = self.head_weight()?;
         Ok(match self.dtype {
             DType::BF16 => {
                 let packed = self.packed_head()?;
-                kernels::log_probability_bf16(hidden_n_d, head_v_d, packed, targets, temperature)?
+                kernels::log_probability_bf16(hidden_n_d, &head_v_d, packed, targets, temperature)?
             }
-            _ => kernels::log_probability(hidden_n_d, head_v_d, targets, temperature)?,
+            _ => kernels::log_probability(hidden_n_d, &head_v_d, targets, temperature)?,
         })
     }
 
-    /// The language-model head, v x d; the embedding where they are tied.
-    pub fn head_weight(&self) -> &Tensor {
+    /// The language-model head, v x d; the embedding where they are tied. One that lies in blocks is dequantized.
+    pub fn head_weight(&self) -> Result<Tensor> {
+        Ok(self.head().tensor()?)
+    }
+
+    fn head(&self) -> &Weight {
         self.head_v_d.as_ref().unwrap_or(&self.embedding_v_d)
     }
 
@@ -369,14 +408,14 @@ impl Decoder {
     pub fn frozen(&self) -> Result<Self> {
         let mut copy = self.clone();
         let dtype = self.dtype;
-        if self.head_weight().track_op() {
+        if matches!(self.head(), Weight::Tensor(head_v_d) if head_v_d.track_op()) {
             copy.packed_head = Arc::default();
         }
         for (_, slot) in copy.slots() {
             match slot {
-                Slot::Weight(Weight::Packed(_)) => {}
+                Slot::Weight(Weight::Packed(_)) | Slot::Table(Weight::Packed(_)) => {}
                 Slot::Weight(weight) => *weight = Weight::frozen(&weight.tensor()?, dtype)?,
-                Slot::Tensor(tensor) => *tensor = tensor.detach(),
+                Slot::Tensor(tensor) | Slot::Table(Weight::Tensor(tensor)) => *tensor = tensor.detach(),
             }
         }
         for (_, linear) in copy.linears_mut() {
@@ -425,7 +464,7 @@ impl Decoder {
     fn slots(&mut self) -> Vec<(String, Slot<'_>)> {
         let mut list = vec![(
             "model.embed_tokens.weight".to_owned(),
-            Slot::Tensor(&mut self.embedding_v_d),
+            Slot::Table(&mut self.embedding_v_d),
         )];
         for (layer, block) in self.blocks.iter_mut().enumerate() {
             let (norms, linears) = block.parts_mut();
@@ -445,7 +484,7 @@ impl Decoder {
         list.extend(
             self.head_v_d
                 .as_mut()
-                .map(|head_v_d| ("lm_head.weight".to_owned(), Slot::Tensor(head_v_d))),
+                .map(|head_v_d| ("lm_head.weight".to_owned(), Slot::Table(head_v_d))),
         );
         list
     }
@@ -466,20 +505,22 @@ enum Slot<'a> {
     Tensor(&'a mut Tensor),
     /// The matrix of a linear layer.
     Weight(&'a mut Weight),
+    /// A matrix whose rows are looked up.
+    Table(&'a mut Weight),
 }
 
 impl Slot<'_> {
     fn tensor(&self) -> Result<Tensor> {
         match self {
             Self::Tensor(tensor) => Ok((*tensor).clone()),
-            Self::Weight(weight) => Ok(weight.tensor()?),
+            Self::Weight(weight) | Self::Table(weight) => Ok(weight.tensor()?),
         }
     }
 
     fn set(self, new: Tensor) {
         match self {
             Self::Tensor(tensor) => *tensor = new,
-            Self::Weight(weight) => *weight = Weight::Tensor(new),
+            Self::Weight(weight) | Self::Table(weight) => *weight = Weight::Tensor(new),
         }
     }
 }

@@ -8,7 +8,7 @@ use kernels::Packed;
 pub(crate) enum Weight {
     /// A tensor: a weight that trains, or lies on another device than the CPU.
     Tensor(Tensor),
-    /// One that stays as it is, in the order in which the CPU multiplies it best.
+    /// One that stays as it is, in the order in which the CPU multiplies it best; perhaps in a GGUF file's blocks.
     Packed(Packed),
 }
 
@@ -35,6 +35,14 @@ impl Weight {
         match self {
             Self::Tensor(weight_o_i) => weight_o_i.dims2(),
             Self::Packed(packed) => Ok(packed.dims()),
+        }
+    }
+
+    /// Bytes that a product of type `dtype` reads.
+    pub(crate) fn bytes(&self, dtype: DType) -> usize {
+        match self {
+            Self::Tensor(weight_o_i) => weight_o_i.elem_count() * dtype.size_in_bytes(),
+            Self::Packed(packed) => packed.bytes(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::process::{Command, exit};
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use kernels::{Packed, Segment};
 use model::chat::{Message, Mode};
 use model::decoder::Decoder;
@@ -223,16 +223,15 @@ struct Loaded {
 
 fn load(arguments: &Bench) -> Result<Loaded> {
     let source = resolve(&arguments.model)?;
+    let load = if arguments.work == Work::Train {
+        Decoder::load
+    } else {
+        Decoder::load_for_inference
+    };
     Ok(Loaded {
-        decoder: Decoder::load(&source, arguments.dtype.into(), &Device::Cpu)?,
+        decoder: load(&source, arguments.dtype.into(), &Device::Cpu)?,
         tokenizer: Arc::new(Tokenizer::load(&source)?),
     })
-}
-
-/// Bytes of the weights that a forward pass reads.
-fn weight_bytes(arguments: &Bench, decoder: &Decoder) -> f64 {
-    let size = DType::from(arguments.dtype).size_in_bytes();
-    (size * decoder.matrix_numbers()) as f64
 }
 
 fn matmul(arguments: &Bench, show: Show<'_>) -> Result<()> {
@@ -330,7 +329,7 @@ fn decode(arguments: &Bench, show: Show<'_>) -> Result<()> {
             size: format!("batch {batch}"),
             tokens: tokens as f64,
             operations: 2.0 * (tokens * decoder.matrix_numbers()) as f64,
-            bytes: weight_bytes(arguments, &decoder) * tokens as f64 / batch as f64,
+            bytes: decoder.matrix_bytes() as f64 * tokens as f64 / batch as f64,
         };
         show(task, times)?;
     }

@@ -30,7 +30,7 @@ pub fn load(source: &Source, dtype: DType, device: &Device, room: usize) -> Resu
         return Ok(Box::new(StreamGuard::load(source, dtype, device, room)?));
     }
     let tokenizer = Arc::new(Tokenizer::load(source)?);
-    let decoder = Decoder::load(source, dtype, device)?;
+    let decoder = Decoder::load_for_inference(source, dtype, device)?;
     let generate = Engine::new(decoder, Arc::clone(&tokenizer), room)?;
     Ok(match config.family {
         Family::Mistral => Box::new(WildGuard { generate, tokenizer }),

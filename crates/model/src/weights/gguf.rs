@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::Value;
 use candle_core::quantized::{GgmlDType, ggml_file::qtensor_from_ggml};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use kernels::Packed;
 use serde_json::{Map, json};
 
 use crate::config::{Config, Family};
+use crate::weights::Stored;
 use crate::{Error, Result};
 
 /// The tensor of factors that divide the rotary frequencies, as llama.cpp has Llama 3's scaling.
@@ -39,6 +41,66 @@ struct Entry {
     dtype: GgmlDType,
     /// Bytes from the start of the data.
     offset: u64,
+}
+
+/// A tensor as the file has it.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    /// Outermost dimension first.
+    pub(crate) shape: Vec<usize>,
+    dtype: GgmlDType,
+    bytes: Vec<u8>,
+}
+
+impl Blocks {
+    pub(crate) fn dequantize(&self) -> Result<Tensor> {
+        let quantized = qtensor_from_ggml(self.dtype, &self.bytes, self.shape.clone(), &Device::Cpu)?;
+        Ok(quantized.dequantize(&Device::Cpu)?)
+    }
+
+    /// The matrix in its blocks, for products of type `dtype`.
+    pub(crate) fn packed(&self, dtype: DType) -> Result<Packed> {
+        let &[rows, columns] = self.shape.as_slice() else {
+            return Err(Error::Request(format!(
+                "expected a matrix, found shape {:?}",
+                self.shape
+            )));
+        };
+        Ok(Packed::quantized(
+            self.dtype,
+            &self.bytes,
+            (rows, columns),
+            dtype,
+        )?)
+    }
+
+    /// Whether [`Blocks::packed`] can be: a matrix of integers whose rows fill blocks.
+    pub(crate) fn is_packable(&self) -> bool {
+        Packed::keeps(self.dtype) && self.has_whole_rows()
+    }
+
+    fn has_whole_rows(&self) -> bool {
+        matches!(self.shape.as_slice(), [_, columns] if columns.is_multiple_of(self.dtype.block_size()))
+    }
+
+    /// [`half_split`], without a change of type where rows are apart from each other.
+    fn half_split(mut self, heads: usize, head_dim: usize) -> Result<Stored> {
+        if !self.has_whole_rows() {
+            return Ok(Stored::Tensor(half_split(&self.dequantize()?, heads, head_dim)?));
+        }
+        if self.shape[0] == heads * head_dim {
+            let size = self.bytes.len() / self.shape[0];
+            let mut bytes = Vec::with_capacity(self.bytes.len());
+            for row in 0..self.shape[0] {
+                let (head, row) = (row / head_dim, row % head_dim);
+                let (half, index) = (row / (head_dim / 2), row % (head_dim / 2));
+                let from = head * head_dim + 2 * index + half;
+                bytes.extend(&self.bytes[from * size..][..size]);
+            }
+            self.bytes = bytes;
+        }
+        Ok(Stored::Blocks(self))
+    }
 }
 
 /// The header of a GGUF file: its metadata and the list of its tensors.
@@ -82,6 +144,14 @@ impl Header {
     /// Reads and dequantizes every tensor to f32, renamed as Hugging Face names it, with llama's query and key rows
     /// in Hugging Face's order.
     pub fn tensors(&self, config: &Config) -> Result<Vec<(String, Tensor)>> {
+        let stored = self.stored(config)?.into_iter();
+        stored
+            .map(|(name, stored)| Ok((name, stored.tensor()?)))
+            .collect()
+    }
+
+    /// Reads every tensor as it is, under the names and in the order of [`Header::tensors`].
+    pub(crate) fn stored(&self, config: &Config) -> Result<Vec<(String, Stored)>> {
         let permuted = self.text("general.architecture") == Some("llama");
         let mut file = File::open(&self.path).map_err(|source| Error::File {
             path: self.path.clone(),
@@ -104,14 +174,14 @@ impl Header {
         let mut tensors = Vec::with_capacity(self.entries.len());
         // The rotary factors are computed from the scaling's own numbers, see `rope_fields`.
         for (name, entry) in self.entries.iter().filter(|(name, _)| *name != ROPE_FACTORS) {
-            let tensor = self.read_tensor(&mut file, name, entry)?;
+            let blocks = self.read_blocks(&mut file, name, entry)?;
             let name = hugging_face_name(name);
-            let tensor = match name.rsplit('.').nth(1) {
-                Some("q_proj") if permuted => half_split(&tensor, config.heads, config.head_dim)?,
-                Some("k_proj") if permuted => half_split(&tensor, config.key_value_heads, config.head_dim)?,
-                _ => tensor,
+            let stored = match name.rsplit('.').nth(1) {
+                Some("q_proj") if permuted => blocks.half_split(config.heads, config.head_dim)?,
+                Some("k_proj") if permuted => blocks.half_split(config.key_value_heads, config.head_dim)?,
+                _ => Stored::Blocks(blocks),
             };
-            tensors.push((name, tensor));
+            tensors.push((name, stored));
         }
         Ok(tensors)
     }
@@ -147,17 +217,20 @@ impl Header {
             })
     }
 
-    fn read_tensor(&self, file: &mut File, name: &str, entry: &Entry) -> Result<Tensor> {
-        let (start, bytes) = self.extent(name, entry)?;
-        let mut raw = vec![0u8; bytes as usize];
+    fn read_blocks(&self, file: &mut File, name: &str, entry: &Entry) -> Result<Blocks> {
+        let (start, length) = self.extent(name, entry)?;
+        let mut bytes = vec![0u8; length as usize];
         file.seek(SeekFrom::Start(start))
-            .and_then(|_| file.read_exact(&mut raw))
+            .and_then(|_| file.read_exact(&mut bytes))
             .map_err(|source| Error::File {
                 path: self.path.clone(),
                 source,
             })?;
-        let quantized = qtensor_from_ggml(entry.dtype, &raw, entry.shape.clone(), &Device::Cpu)?;
-        Ok(quantized.dequantize(&Device::Cpu)?)
+        Ok(Blocks {
+            shape: entry.shape.clone(),
+            dtype: entry.dtype,
+            bytes,
+        })
     }
 
     /// The `config.json` that this file's metadata stands for.

@@ -1,6 +1,7 @@
 //! Files into tensors: a checkpoint's tensors by their Hugging Face names, each taken once.
 //!
-//! Left out: memory mapping. It needs `unsafe` and saves little, since every tensor is converted to f32 anyway.
+//! Left out: memory mapping. It needs `unsafe` and saves little, since every tensor is converted to f32 or laid out anew
+//! anyway.
 
 pub mod gguf;
 pub mod safetensors;
@@ -8,18 +9,46 @@ pub mod safetensors;
 use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
+use kernels::Packed;
 
 use crate::config::Config;
 use crate::source::{Source, WeightsFormat};
 use crate::{Error, Result};
 
-/// A checkpoint's tensors on the CPU, in the types they are stored in (GGUF: already dequantized to f32).
+/// A tensor on the CPU, as its file has it.
+#[derive(Debug)]
+pub(crate) enum Stored {
+    /// Numbers in their type.
+    Tensor(Tensor),
+    /// A tensor of a GGUF file.
+    Blocks(gguf::Blocks),
+}
+
+impl Stored {
+    fn dims(&self) -> &[usize] {
+        match self {
+            Self::Tensor(tensor) => tensor.dims(),
+            Self::Blocks(blocks) => &blocks.shape,
+        }
+    }
+
+    /// The numbers; those in blocks are dequantized to f32.
+    pub(crate) fn tensor(self) -> Result<Tensor> {
+        match self {
+            Self::Tensor(tensor) => Ok(tensor),
+            Self::Blocks(blocks) => blocks.dequantize(),
+        }
+    }
+}
+
+/// A checkpoint's tensors on the CPU, in the types they are stored in.
 ///
 /// Whoever builds a model takes each tensor by name and shape, then calls [`Weights::finish`], which finds what is
 /// left over.
 #[derive(Debug, Default)]
 pub struct Weights {
-    tensors: HashMap<String, Tensor>,
+    tensors: HashMap<String, Stored>,
+    keeps_blocks: bool,
 }
 
 impl Weights {
@@ -32,10 +61,11 @@ impl Weights {
         match &source.weights {
             WeightsFormat::Safetensors(paths) => {
                 for path in paths {
-                    weights.extend(safetensors::read(path)?)?;
+                    let tensors = safetensors::read(path)?.into_iter();
+                    weights.extend(tensors.map(|(name, tensor)| (name, Stored::Tensor(tensor))))?;
                 }
             }
-            WeightsFormat::Gguf(path) => weights.extend(gguf::Header::read(path)?.tensors(config)?)?,
+            WeightsFormat::Gguf(path) => weights.extend(gguf::Header::read(path)?.stored(config)?)?,
             WeightsFormat::None => {
                 return Err(Error::Source {
                     name: source.name.clone(),
@@ -47,9 +77,18 @@ impl Weights {
         Ok(weights)
     }
 
-    fn extend(&mut self, tensors: Vec<(String, Tensor)>) -> Result<()> {
-        for (name, tensor) in tensors {
-            if self.tensors.insert(name.clone(), tensor).is_some() {
+    /// The same, to be multiplied in a GGUF file's blocks where they can be: for a model that does not train.
+    #[must_use]
+    pub fn keep_blocks(self) -> Self {
+        Self {
+            keeps_blocks: true,
+            ..self
+        }
+    }
+
+    fn extend(&mut self, tensors: impl IntoIterator<Item = (String, Stored)>) -> Result<()> {
+        for (name, stored) in tensors {
+            if self.tensors.insert(name.clone(), stored).is_some() {
                 let (expected, found) = ("one tensor of this name".into(), "two".into());
                 return Err(Error::Tensor {
                     name,
@@ -76,14 +115,34 @@ impl Weights {
             expected: format!("shape {shape:?}"),
             found,
         };
-        let tensor = self
+        let stored = self
             .tensors
             .remove(name)
             .ok_or_else(|| error("no such tensor".into()))?;
-        if tensor.dims() != shape {
-            return Err(error(format!("shape {:?}", tensor.dims())));
+        if stored.dims() != shape {
+            return Err(error(format!("shape {:?}", stored.dims())));
         }
-        Ok(tensor.to_dtype(DType::F32)?)
+        Ok(stored.tensor()?.to_dtype(DType::F32)?)
+    }
+
+    /// Takes the matrix `name` out in its blocks, for products of type `dtype`; `None`, and it stays, where it has none of
+    /// this shape or they are not kept ([`Weights::keep_blocks`]).
+    pub(crate) fn take_blocks(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Option<Packed>> {
+        match self.tensors.get(name) {
+            Some(Stored::Blocks(blocks))
+                if self.keeps_blocks && blocks.is_packable() && blocks.shape == shape =>
+            {
+                let packed = blocks.packed(dtype)?;
+                self.tensors.remove(name);
+                Ok(Some(packed))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Ends the taking: nothing may be left, save tensors known to be redundant.
@@ -101,10 +160,10 @@ impl Weights {
             .min_by_key(|(name, _)| name.as_str())
         {
             None => Ok(()),
-            Some((name, tensor)) => Err(Error::Tensor {
+            Some((name, stored)) => Err(Error::Tensor {
                 name: name.clone(),
                 expected: "no such tensor in this model".into(),
-                found: format!("shape {:?}", tensor.dims()),
+                found: format!("shape {:?}", stored.dims()),
             }),
         }
     }
@@ -112,8 +171,12 @@ impl Weights {
 
 impl FromIterator<(String, Tensor)> for Weights {
     fn from_iter<T: IntoIterator<Item = (String, Tensor)>>(tensors: T) -> Self {
+        let tensors = tensors.into_iter();
         Self {
-            tensors: tensors.into_iter().collect(),
+            tensors: tensors
+                .map(|(name, tensor)| (name, Stored::Tensor(tensor)))
+                .collect(),
+            keeps_blocks: false,
         }
     }
 }
