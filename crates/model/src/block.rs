@@ -233,6 +233,7 @@ impl Loader<'_> {
             weight,
             bias_o,
             adapter: None,
+            mixed: Vec::new(),
         })
     }
 }
