@@ -19,7 +19,7 @@
 //! | `log_probability.rs` | [`log_probability`], [`log_probability_bf16`], [`entropy`]: the head without whole logits |
 //! | `adamw.rs` | [`AdamW`], [`gradient_norm`] |
 //!
-//! `ceiling.rs` measures what the machine gives. Seven more files serve them: `rows.rs` (one row's attention), `lanes.rs`
+//! `ceiling.rs` measures what the machine gives, and has [`in_pool`]: a pass of many operations belongs in it. Seven more files serve them: `rows.rs` (one row's attention), `lanes.rs`
 //! (loops for vector instructions), `matmul.rs` (products inside a task), `pairs.rs` and `avx512bf16.rs` (bf16 numbers two
 //! by two, and the instruction that multiplies them), `avx512vnni.rs` (that for integers) and `slices.rs` (tensors as slices, work over threads). Results are
 //! the same bits on any number of threads. `SAFERL_KERNELS=portable` in the environment keeps to the baseline instruction
@@ -84,7 +84,7 @@ mod swiglu;
 pub use adamw::{AdamW, gradient_norm, gradient_norm_composed};
 pub use attention::{Segment, attend, attend_composed, positions};
 pub use bf16::{product_bf16, product_bf16_composed};
-pub use ceiling::{copy_ceiling, product_ceiling, threads};
+pub use ceiling::{copy_ceiling, in_pool, product_ceiling, threads};
 pub use log_probability::{
     entropy, entropy_composed, log_probability, log_probability_and_entropy, log_probability_bf16,
     log_probability_bf16_composed, log_probability_composed,

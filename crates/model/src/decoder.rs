@@ -251,12 +251,14 @@ impl Decoder {
 
     /// Hidden states after the final norm of packed sequences, t x d in f32; differentiable.
     pub fn hidden(&self, ids: &[u32], segments: &[Segment]) -> Result<Tensor> {
-        let mut attention = self.packed(ids.len(), segments)?;
-        let mut x_t_d = self.embed(ids)?;
-        for layer in 0..self.config.layers {
-            x_t_d = self.block(layer, &x_t_d, &mut attention)?;
-        }
-        self.finish(&x_t_d)
+        kernels::in_pool(|| {
+            let mut attention = self.packed(ids.len(), segments)?;
+            let mut x_t_d = self.embed(ids)?;
+            for layer in 0..self.config.layers {
+                x_t_d = self.block(layer, &x_t_d, &mut attention)?;
+            }
+            self.finish(&x_t_d)
+        })
     }
 
     /// The residual stream after each of `depths` blocks, in the order of `depths`: 0 is the embedding, and the
@@ -274,25 +276,27 @@ impl Decoder {
                 )));
             }
         };
-        let mut attention = self.packed(ids.len(), segments)?;
-        let mut x_t_d = self.embed(ids)?;
-        let mut found = vec![x_t_d.clone(); depths.len()];
-        for layer in 0..deepest {
-            x_t_d = self.block(layer, &x_t_d, &mut attention)?;
-            let state_t_d = if layer + 1 == layers {
-                self.finish(&x_t_d)?
-            } else {
-                x_t_d.clone()
-            };
-            for (slot, _) in found
-                .iter_mut()
-                .zip(depths)
-                .filter(|&(_, &depth)| depth == layer + 1)
-            {
-                *slot = state_t_d.clone();
+        kernels::in_pool(|| {
+            let mut attention = self.packed(ids.len(), segments)?;
+            let mut x_t_d = self.embed(ids)?;
+            let mut found = vec![x_t_d.clone(); depths.len()];
+            for layer in 0..deepest {
+                x_t_d = self.block(layer, &x_t_d, &mut attention)?;
+                let state_t_d = if layer + 1 == layers {
+                    self.finish(&x_t_d)?
+                } else {
+                    x_t_d.clone()
+                };
+                for (slot, _) in found
+                    .iter_mut()
+                    .zip(depths)
+                    .filter(|&(_, &depth)| depth == layer + 1)
+                {
+                    *slot = state_t_d.clone();
+                }
             }
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 
     /// Hidden states after the final norm of one row a token, each attending to the pool: writes the rows' keys and
