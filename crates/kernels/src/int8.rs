@@ -133,7 +133,7 @@ fn round(x: &[f32; SHARED]) -> (f32, [i8; SHARED]) {
 
 /// `x W^T` by a weight of so many outputs and inputs, in parallel over strips of columns.
 pub(crate) fn multiply(x: &[f32], weight: &Quantized, dims: (usize, usize)) -> Vec<f32> {
-    multiply_by(x, weight, dims, |strip| strip.multiply())
+    multiply_by(x, weight, dims, |strip: Strip<'_>| strip.multiply())
 }
 
 fn multiply_by(

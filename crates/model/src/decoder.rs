@@ -86,7 +86,8 @@ impl Decoder {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        if !matches!(dtype, DType::F32 | DType::BF16) && !(dtype == DType::U8 && device.is_cpu()) {
+        let known = matches!(dtype, DType::F32 | DType::BF16) || (dtype == DType::U8 && device.is_cpu());
+        if !known {
             return Err(Error::Request(format!(
                 "a decoder computes in f32, bf16 or, on the CPU, in integers, not in {dtype:?}"
             )));
