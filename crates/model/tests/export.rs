@@ -243,8 +243,11 @@ PARAMETER repeat_penalty 1
     Ok(())
 }
 
+/// Log-probabilities of every token, and which token came.
+type Row = (Vec<f64>, usize);
+
 /// The log-probabilities of every token after each row of a window's second half, and the rows' next tokens.
-fn second_half(decoder: &Decoder, ids: &[u32]) -> Result<Vec<(Vec<f64>, usize)>, Box<dyn Error>> {
+fn second_half(decoder: &Decoder, ids: &[u32]) -> Result<Vec<Row>, Box<dyn Error>> {
     let whole = [Segment {
         start: 0,
         len: ids.len(),
