@@ -42,12 +42,21 @@ impl Remote {
         }
     }
 
-    /// `count` completions of one prompt. A server may give fewer than asked for; then it is asked for the rest.
+    /// `count` completions of one prompt. A server may give fewer than asked for; then it is asked for the rest. Some refuse
+    /// to give many at once, llama.cpp more than it has slots; then they are asked for half as many.
     fn complete(&self, prompt: &Prompt, count: usize, sampling: &Sampling) -> Result<Vec<Completion>> {
         let mut completions = Vec::with_capacity(count);
+        let mut most = count;
         while completions.len() < count {
-            let body = self.body(prompt, count - completions.len(), completions.len(), sampling)?;
-            let answer = self.endpoint.post("/chat/completions", &body)?;
+            let asked = most.min(count - completions.len());
+            let body = self.body(prompt, asked, completions.len(), sampling)?;
+            let answer = match self.endpoint.post("/chat/completions", &body) {
+                Err(Error::Remote { passing: false, .. }) if asked > 1 => {
+                    most = asked / 2;
+                    continue;
+                }
+                answer => answer?,
+            };
             if self.exact {
                 self.check_prompt(prompt, &answer)?;
             }
@@ -55,7 +64,7 @@ impl Remote {
             if choices.is_empty() {
                 return Err(self.unexpected("at least one of `choices`", &answer));
             }
-            for choice in choices.iter().take(count - completions.len()) {
+            for choice in choices.iter().take(asked) {
                 completions.push(self.completion(choice)?);
             }
         }
@@ -449,6 +458,30 @@ mod tests {
         );
         let bodies = bodies.lock().unwrap();
         assert_eq!((&bodies[2]["n"], &bodies[2]["seed"]), (&json!(1), &json!(2)));
+    }
+
+    #[test]
+    fn a_server_that_refuses_many_is_asked_for_half_as_many() {
+        let refusal = || Act::Answer(400, json!({"error": "n: at most 2"}).to_string());
+        let two = |text: &str| Act::Answer(200, json!({"choices": [choice(text), choice(text)]}).to_string());
+        let (endpoint, bodies) = stand_in(vec![refusal(), two("a"), two("b")]);
+        let answers = Remote::new(endpoint, "m")
+            .generate(&[prompt("hi", Mode::Think)], 4, &Sampling::default())
+            .unwrap();
+        let texts: Vec<_> = answers[0].iter().map(|c| c.content.as_str()).collect();
+        assert_eq!(texts, ["a", "a", "b", "b"]);
+        let asked: Vec<_> = bodies
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|body| body["n"].clone())
+            .collect();
+        assert_eq!(asked, [4, 2, 2]);
+        // What is wrong for another reason is told at last.
+        let (endpoint, _) = stand_in(vec![refusal(), refusal()]);
+        let outcome =
+            Remote::new(endpoint, "m").generate(&[prompt("hi", Mode::Think)], 2, &Sampling::default());
+        assert!(outcome.unwrap_err().to_string().contains("at most 2"));
     }
 
     #[test]
