@@ -320,10 +320,14 @@ def reward(arguments):
         turns = [("user", f"Request {number}: {PROMPTS[number % len(PROMPTS)]}"), ("assistant", " ".join(words))]
         body = {"items": [{"messages": [{"role": role, "content": content} for role, content in turns]}]}
         start = time.perf_counter()
-        with server.ask("/v1/reward", body) as response:
-            text = response.read().decode()
-        judged = response.status == 200 and "reward" in json.loads(text)["items"][0]
-        return time.perf_counter() - start, "judged" if judged else f"status {response.status}: {text[:200]}"
+        try:
+            with server.ask("/v1/reward", body) as response:
+                text = response.read().decode()
+            judged = response.status == 200 and "reward" in json.loads(text)["items"][0]
+            outcome = "judged" if judged else f"status {response.status}: {text[:200]}"
+        except (OSError, http.client.HTTPException) as error:
+            outcome = type(error).__name__
+        return time.perf_counter() - start, outcome
 
     with Server(arguments, [arguments.saferl, "serve", "--reward", arguments.recipe]) as server:
         judge(-1)
@@ -332,13 +336,17 @@ def reward(arguments):
                 taken = outcomes.total()
                 answers, seconds = drive(clients, range(taken, taken + arguments.requests), judge)
                 outcomes.update(outcome for _, outcome in answers)
-                speeds.append(arguments.requests / seconds)
-                latencies += [latency for latency, _ in answers]
+                # What was not judged is no speed, and its latency no service's; it is told at the end.
+                judged = [latency for latency, outcome in answers if outcome == "judged"]
+                speeds.append(len(judged) / seconds)
+                latencies += judged
         peak = server.memory_mb("VmHWM")
     print(machine(arguments), end="\n\n")
     show("clients", "pairs/s", "spread", "median", "p95", "p99", "pairs/s, x the first row's")
     show(*["---"] * 7)
     for clients, (speeds, latencies) in found.items():
+        if not all(speeds + found[arguments.clients[0]][0]):
+            continue
         ratio = statistics.median(speeds) / statistics.median(found[arguments.clients[0]][0])
         show(clients, *cells(speeds, latencies, 0.5, 0.95, 0.99), f"{ratio:.2f}")
     print(f"\n{dict(outcomes)}; peak RSS {peak:.0f} MiB.")

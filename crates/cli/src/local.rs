@@ -39,11 +39,7 @@ pub(crate) struct Local {
 impl Local {
     /// Loads the model that `name` stands for; a folder of LoRA adapters brings its base model along.
     pub(crate) fn load(name: &str, dtype: DType) -> Result<Self> {
-        let adapters = adapters_in(name);
-        let base = match &adapters {
-            Some(folder) => base_of(folder)?,
-            None => name.to_string(),
-        };
+        let (base, adapters) = parts(name)?;
         let source = resolve(&base)?;
         let wait = spinner(&format!("loading {name}"));
         let tokenizer = Arc::new(Tokenizer::load(&source)?);
@@ -61,10 +57,7 @@ impl Local {
 
     /// The files of a model's weights, those of adapters and of the base model beneath them.
     pub(crate) fn weights(name: &str) -> Result<Vec<PathBuf>> {
-        let adapters = adapters_in(name);
-        let base = adapters
-            .as_deref()
-            .map_or_else(|| Ok(name.to_string()), base_of)?;
+        let (base, adapters) = parts(name)?;
         let mut files = match resolve(&base)?.weights {
             WeightsFormat::Safetensors(files) => files,
             WeightsFormat::Gguf(file) => vec![file],
@@ -83,6 +76,16 @@ impl Local {
             room,
         )?)
     }
+}
+
+/// The model that `name` stands for, or that the LoRA adapters in the folder `name` belong to; and that folder, then.
+pub(crate) fn parts(name: &str) -> Result<(String, Option<PathBuf>)> {
+    let adapters = adapters_in(name);
+    let base = match &adapters {
+        Some(folder) => base_of(folder)?,
+        None => name.to_owned(),
+    };
+    Ok((base, adapters))
 }
 
 /// The folder that `name` is, if it holds LoRA adapters and no model of its own.

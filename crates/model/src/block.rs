@@ -236,6 +236,7 @@ impl Loader<'_> {
             weight,
             bias_o,
             adapter: None,
+            mixed: Vec::new(),
         })
     }
 }

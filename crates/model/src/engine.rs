@@ -3,12 +3,15 @@
 //! A step runs one forward pass whose rows are the next token of every running sequence and the next tokens of
 //! prompts that are being read. A prompt is read once for all its completions, which share its keys and values; and
 //! prompts that begin alike, with the same system message say, share those of their beginning.
+//! LoRA adapters that were loaded beside the weights ([`Engine::add_adapters`]) are models of their own to those who ask:
+//! the rows of all of them go through the shared weights together, and each adapter adds its part to its own rows.
 //! On the CPU in f32 a row's result does not depend on the other rows, as the kernels sum each row in an order of its
 //! own; so the same seed gives the same tokens whatever else is in the batch, and also where a sequence lost its room
 //! in the pool for a while and had to be read again. Other devices may round by the size of a batch.
 //!
 //! Left out: keeping a prompt's keys and values beyond its request, speculative decoding.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,6 +22,7 @@ use crate::constraint::Constraint;
 use crate::decoder::{Decoder, PoolLayer};
 use crate::generate::{Completion, FinishReason, Generate, Sampling};
 use crate::kv_pool::BLOCK_SLOTS;
+use crate::linear::Adapter;
 use crate::queue::{Batch, End, Group, Queue, Sequence, Start};
 use crate::sampler::draw_rows;
 use crate::tokenizer::Tokenizer;
@@ -30,6 +34,10 @@ pub use crate::sampler::Draw;
 /// Names one call of [`Engine::submit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(u64);
+
+/// Names adapters that an engine has loaded beside its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Adapted(usize);
 
 /// What a step brought for one completion of a request.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +57,8 @@ pub struct Extras {
     pub likeliest: usize,
     /// What the tokens may be, for each completion from its start.
     pub constraint: Option<Box<dyn Constraint>>,
+    /// The adapters that the reply is made with; none for the weights as the engine was given them.
+    pub adapted: Option<Adapted>,
 }
 
 /// A token, the text that it added, or the end.
@@ -79,6 +89,8 @@ pub struct Metrics {
 #[derive(Debug)]
 pub struct Engine {
     decoder: Decoder,
+    /// By [`Adapted`], each a [`Decoder::adapter_list`].
+    adapters: Vec<Vec<Option<Adapter>>>,
     tokenizer: Arc<Tokenizer>,
     layers: Vec<PoolLayer>,
     queue: Queue,
@@ -107,6 +119,7 @@ impl Engine {
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
             decoder,
+            adapters: Vec::new(),
             tokenizer,
             layers,
             queue,
@@ -139,7 +152,19 @@ impl Engine {
         }
     }
 
-    /// Goes on with other weights of the same shape.
+    /// Loads LoRA adapters beside the weights, from a folder as [`Decoder::load_adapters`] reads it, for requests that ask
+    /// for them by [`Extras::adapted`]. The weights are held once, however many adapters there are.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::load_adapters`]: weights with adapters of their own take no others.
+    pub fn add_adapters(&mut self, folder: &Path) -> Result<Adapted> {
+        let mut decoder = self.decoder.clone();
+        decoder.load_adapters(folder)?;
+        self.adapters.push(decoder.frozen()?.adapter_list());
+        Ok(Adapted(self.adapters.len() - 1))
+    }
+
+    /// Goes on with other weights of the same shape; adapters that were added are gone.
     ///
     /// # Errors
     /// While requests are under way, whose keys and values are the old weights'; another shape.
@@ -157,6 +182,7 @@ impl Engine {
             )));
         }
         self.decoder = decoder;
+        self.adapters.clear();
         Ok(())
     }
 
@@ -180,6 +206,14 @@ impl Engine {
         extras: Extras,
     ) -> Result<Ticket> {
         sampling.check()?;
+        if let Some(Adapted(index)) = extras.adapted
+            && index >= self.adapters.len()
+        {
+            let loaded = self.adapters.len();
+            return Err(Error::Request(format!(
+                "adapters {index}: this engine has loaded {loaded}"
+            )));
+        }
         let limit = self.limit(&prompt.ids, sampling.max_new_tokens)?;
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
@@ -273,13 +307,19 @@ impl Engine {
             slots,
             contexts,
             ends,
+            runs,
         } = self.queue.plan();
         if ids.is_empty() {
             return Ok(());
         }
-        let hidden_t_d = self
-            .decoder
-            .decode(&ids, &positions, &mut self.layers, &slots, &contexts)?;
+        let mixed = self.mix(&runs);
+        let hidden_t_d = mixed.as_ref().unwrap_or(&self.decoder).decode(
+            &ids,
+            &positions,
+            &mut self.layers,
+            &slots,
+            &contexts,
+        )?;
         if ends.is_empty() {
             return Ok(());
         }
@@ -298,6 +338,19 @@ impl Engine {
             return self.settle(&ends, logits_n_v, events);
         }
         self.settle(&ends, &logits_n_v.flatten_all()?.to_vec1::<f32>()?, events)
+    }
+
+    /// What the rows of a pass go through, where any of them takes adapters that were added.
+    fn mix(&self, runs: &[(Option<Adapted>, usize)]) -> Option<Decoder> {
+        if runs.iter().all(|(adapted, _)| adapted.is_none()) {
+            return None;
+        }
+        let adapters = |adapted: Adapted| self.adapters[adapted.0].as_slice();
+        let runs: Vec<_> = runs
+            .iter()
+            .map(|&(adapted, rows)| (rows, adapted.map(adapters)))
+            .collect();
+        Some(self.decoder.mixed(&runs))
     }
 
     /// Draws a token for every sequence whose logits have come, and keeps those that follow a prompt.
@@ -815,7 +868,7 @@ mod tests {
         };
         let extras = Extras {
             likeliest: 2,
-            constraint: None,
+            ..Extras::default()
         };
         let ticket = engine.submit_with(&prompt, 3, &sampling, extras).unwrap();
         let mut tokens = vec![Vec::new(); 3];

@@ -51,6 +51,7 @@ impl RewardModel {
                 weight: Weight::frozen(&weight, dtype)?,
                 bias_o: Some(bias_o),
                 adapter: None,
+                mixed: Vec::new(),
             })
         };
         let inner = linear("score.0", config.hidden)?;

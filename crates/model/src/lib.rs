@@ -72,6 +72,7 @@ pub mod scripted;
 pub mod seeded;
 pub mod source;
 pub mod template;
+pub mod text;
 pub mod thinking;
 pub mod tokenizer;
 mod tokenizer_gguf;

@@ -1,4 +1,6 @@
-//! One linear layer: a matrix, perhaps a bias, perhaps a low-rank adapter; and the matrix product all layers share.
+//! One linear layer: a matrix, perhaps a bias, perhaps low-rank adapters; and the matrix product all layers share.
+
+use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
 use kernels::Packed;
@@ -66,7 +68,15 @@ pub(crate) struct Adapter {
     pub(crate) scale: f64,
 }
 
-/// `y = x W^T + b`, and the adapter's part where there is one.
+impl Adapter {
+    /// What it adds to rows that came from `x_t_i`.
+    fn apply(&self, x_t_i: &Tensor, dtype: DType) -> Result<Tensor> {
+        let added_t_o = self.b_o_r.product(&self.a_r_i.product(x_t_i, dtype)?, dtype)?;
+        added_t_o.affine(self.scale, 0.0)
+    }
+}
+
+/// `y = x W^T + b`, and the adapters' part where there are any.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
     /// Outputs x inputs.
@@ -75,20 +85,42 @@ pub(crate) struct Linear {
     pub(crate) bias_o: Option<Tensor>,
     /// The low-rank addition.
     pub(crate) adapter: Option<Adapter>,
+    /// Low-rank additions to some rows only, in the order of the rows; used in place of `adapter` by a pass over the
+    /// rows of several adapted models.
+    pub(crate) mixed: Vec<(Range<usize>, Adapter)>,
 }
 
 impl Linear {
     /// Applies the layer to every row; `dtype` is the type of the matrix products' inputs.
     pub(crate) fn apply(&self, x_t_i: &Tensor, dtype: DType) -> Result<Tensor> {
         let mut y_t_o = self.weight.product(x_t_i, dtype)?;
-        if let Some(Adapter { a_r_i, b_o_r, scale }) = &self.adapter {
-            let added_t_o = b_o_r.product(&a_r_i.product(x_t_i, dtype)?, dtype)?;
-            y_t_o = (y_t_o + added_t_o.affine(*scale, 0.0)?)?;
+        if let Some(adapter) = &self.adapter {
+            y_t_o = (y_t_o + adapter.apply(x_t_i, dtype)?)?;
+        }
+        if !self.mixed.is_empty() {
+            y_t_o = self.add_mixed(x_t_i, &y_t_o, dtype)?;
         }
         match &self.bias_o {
             Some(bias_o) => y_t_o.broadcast_add(bias_o),
             None => Ok(y_t_o),
         }
+    }
+
+    fn add_mixed(&self, x_t_i: &Tensor, y_t_o: &Tensor, dtype: DType) -> Result<Tensor> {
+        let mut parts = Vec::with_capacity(2 * self.mixed.len() + 1);
+        let mut done = 0;
+        for (rows, adapter) in &self.mixed {
+            if done < rows.start {
+                parts.push(y_t_o.narrow(0, done, rows.start - done)?);
+            }
+            let own = |tensor: &Tensor| tensor.narrow(0, rows.start, rows.len());
+            parts.push((own(y_t_o)? + adapter.apply(&own(x_t_i)?, dtype)?)?);
+            done = rows.end;
+        }
+        if done < y_t_o.dim(0)? {
+            parts.push(y_t_o.narrow(0, done, y_t_o.dim(0)? - done)?);
+        }
+        Tensor::cat(&parts, 0)
     }
 }
 

@@ -174,6 +174,31 @@ impl Decoder {
         copy
     }
 
+    /// The adapter of each linear layer, in the order of the layers: for [`Decoder::mixed`].
+    pub(crate) fn adapter_list(&self) -> Vec<Option<Adapter>> {
+        let mut copy = self.clone();
+        let linears = copy.linears_mut().into_iter();
+        linears.map(|(_, linear)| linear.adapter.take()).collect()
+    }
+
+    /// A decoder for one pass over the rows of several models that are this one with adapters of their own: how many rows
+    /// come next, and the [`Decoder::adapter_list`] that they take, or none. For inference.
+    pub(crate) fn mixed(&self, runs: &[(usize, Option<&[Option<Adapter>]>)]) -> Self {
+        let mut copy = self.without_adapters();
+        let mut linears = copy.linears_mut();
+        let mut start = 0;
+        for &(rows, adapters) in runs {
+            let span = start..start + rows;
+            start = span.end;
+            for ((_, linear), adapter) in linears.iter_mut().zip(adapters.unwrap_or_default()) {
+                linear
+                    .mixed
+                    .extend(adapter.clone().map(|adapter| (span.clone(), adapter)));
+            }
+        }
+        copy
+    }
+
     /// A decoder without adapters whose weights contain them.
     pub fn merge_adapters(&self) -> Result<Self> {
         let mut copy = self.clone();

@@ -5,12 +5,13 @@
 //! As no request is taken that could not run alone, something always runs.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kernels::Context;
 
 use crate::Result;
-use crate::engine::{Extras, Ticket};
+use crate::engine::{Adapted, Extras, Ticket};
 use crate::generate::Sampling;
 use crate::kv_pool::{BLOCK_SLOTS, KvPool, Place};
 use crate::reply::Reply;
@@ -53,6 +54,7 @@ pub(crate) struct Sequence {
     pub(crate) log_probabilities: Vec<f32>,
     pub(crate) sampler: Sampler,
     pub(crate) reply: Reply,
+    adapted: Option<Adapted>,
     pub(crate) place: Place,
     /// How many of the tokens have keys and values in the pool.
     cached: usize,
@@ -73,8 +75,19 @@ pub(crate) struct Batch {
     pub(crate) positions: Vec<u32>,
     pub(crate) slots: Vec<u32>,
     pub(crate) contexts: Vec<Context>,
-    /// Rows whose logits are wanted, and what for: those of running sequences first and in their order.
+    /// Rows whose logits are wanted, and what for.
     pub(crate) ends: Vec<(usize, End)>,
+    /// Whose rows follow each other: adapters, and how many rows take them.
+    pub(crate) runs: Vec<(Option<Adapted>, usize)>,
+}
+
+/// Tokens that the next forward pass reads.
+struct Span {
+    adapted: Option<Adapted>,
+    tokens: Range<usize>,
+    of: End,
+    /// Whether they end what there is to read, so that their logits are wanted.
+    ends: bool,
 }
 
 /// Whose last token a row is: by its position among those that run, or among the groups.
@@ -135,6 +148,7 @@ impl Group {
                 .with_likeliest(self.extras.likeliest)
                 .with_constraint(self.extras.constraint.clone()),
             reply: Reply::new(Arc::clone(tokenizer), &self.prompt_ids, &self.sampling.stop),
+            adapted: self.extras.adapted,
             place,
             cached: self.prompt_ids.len(),
         })
@@ -142,15 +156,28 @@ impl Group {
 }
 
 impl Batch {
-    /// Adds rows for the tokens `cached..end` of a sequence.
-    fn push(&mut self, ids: &[u32], place: &Place, cached: usize, end: usize) {
-        self.ids.extend_from_slice(&ids[cached..end]);
-        self.positions.extend(cached as u32..end as u32);
-        self.slots.extend_from_slice(&place.slots()[cached..end]);
-        self.contexts.extend((cached..end).map(|at| Context {
+    /// Adds rows for tokens of a sequence.
+    fn push(&mut self, ids: &[u32], place: &Place, span: Span) {
+        let Span {
+            adapted,
+            tokens,
+            of,
+            ends,
+        } = span;
+        self.ids.extend_from_slice(&ids[tokens.clone()]);
+        self.positions.extend(tokens.start as u32..tokens.end as u32);
+        self.slots.extend_from_slice(&place.slots()[tokens.clone()]);
+        match self.runs.last_mut() {
+            Some((last, rows)) if *last == adapted => *rows += tokens.len(),
+            _ => self.runs.push((adapted, tokens.len())),
+        }
+        self.contexts.extend(tokens.map(|at| Context {
             slots: Arc::clone(place.slots()),
             len: at + 1,
         }));
+        if ends {
+            self.ends.push((self.ids.len() - 1, of));
+        }
     }
 }
 
@@ -319,7 +346,7 @@ impl Queue {
 
     /// The rows of the next forward pass; marks their tokens as cached.
     pub(crate) fn plan(&mut self) -> Batch {
-        let mut batch = Batch::default();
+        let mut spans = Vec::with_capacity(self.running.len());
         let mut budget = READING_ROWS;
         for (index, sequence) in self.running.iter_mut().enumerate() {
             let length = sequence.ids.len();
@@ -333,11 +360,13 @@ impl Queue {
                 budget -= end - sequence.cached;
                 self.read_tokens += end - sequence.cached;
             }
-            batch.push(&sequence.ids, &sequence.place, sequence.cached, end);
+            spans.push(Span {
+                adapted: sequence.adapted,
+                tokens: sequence.cached..end,
+                of: End::Sequence(index),
+                ends: end == length,
+            });
             sequence.cached = end;
-            if end == length {
-                batch.ends.push((batch.ids.len() - 1, End::Sequence(index)));
-            }
         }
         for index in 0..self.groups.len() {
             let group = &self.groups[index];
@@ -350,29 +379,51 @@ impl Queue {
             let end = length.min(group.cached + budget);
             budget -= end - group.cached;
             self.read_tokens += end - group.cached;
-            batch.push(&group.prompt_ids, &group.place, group.cached, end);
+            spans.push(Span {
+                adapted: group.extras.adapted,
+                tokens: group.cached..end,
+                of: End::Group(index),
+                ends: end == length,
+            });
             group.cached = end;
-            if end == length {
-                batch.ends.push((batch.ids.len() - 1, End::Group(index)));
+        }
+        // Rows that take the same adapters side by side.
+        spans.sort_by_key(|span| span.adapted);
+        let mut batch = Batch::default();
+        for span in spans {
+            match span.of {
+                End::Sequence(index) => {
+                    let Sequence { ids, place, .. } = &self.running[index];
+                    batch.push(ids, place, span);
+                }
+                End::Group(index) => {
+                    let Group {
+                        prompt_ids, place, ..
+                    } = &self.groups[index];
+                    batch.push(prompt_ids, place, span);
+                }
             }
         }
         batch
     }
 
-    /// Lets a prompt of which nothing is read yet begin with whole blocks that another one has read, or reads in the
-    /// same pass: a pass writes the keys and values of all its rows before any row attends to them.
+    /// Lets a prompt of which nothing is read yet begin with whole blocks that another one for the same adapters has read,
+    /// or reads in the same pass: a pass writes the keys and values of all its rows before any row attends to them.
     fn share_beginning(&mut self, index: usize) {
         let ids = &self.groups[index].prompt_ids;
+        let adapted = self.groups[index].extras.adapted;
         if self.groups[index].cached > 0 {
             return;
         }
         let running = self
             .running
             .iter()
+            .filter(|other| other.adapted == adapted)
             .map(|other| (&other.ids[..other.cached.min(other.prompt_length)], &other.place));
         let waiting = self
             .groups
             .iter()
+            .filter(|other| other.extras.adapted == adapted)
             .map(|other| (&other.prompt_ids[..other.cached], &other.place));
         let common = |other: &[u32]| {
             other

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::Result;
+use crate::text::Text;
 use crate::thinking;
 use crate::tokenizer::Tokenizer;
 
@@ -35,11 +36,8 @@ pub(crate) struct Reply {
     open: Option<u32>,
     close: Option<u32>,
     ids: Vec<u32>,
+    text: Text,
     section: Section,
-    /// Where the tokens start that the next ones are decoded together with, and where those start that are not text
-    /// yet because they may be part of a character.
-    window: usize,
-    unread: usize,
     /// Whether newlines at the head of the section are still to be dropped.
     trimming: bool,
     /// Text of the section that is not shown yet.
@@ -60,6 +58,7 @@ impl Reply {
             .find(|&id| id == open || id == close);
         let opened = open.is_some() && last == Some(open);
         Self {
+            text: Text::new(Arc::clone(&tokenizer)),
             tokenizer,
             stop: stop.to_vec(),
             opened,
@@ -71,8 +70,6 @@ impl Reply {
             } else {
                 Section::Content
             },
-            window: 0,
-            unread: 0,
             trimming: opened,
             held: String::new(),
             content: String::new(),
@@ -93,13 +90,13 @@ impl Reply {
             return Ok(None);
         }
         if Some(id) == self.close {
-            self.read(true, self.ids.len() - 1)?;
+            self.held += &self.text.finish()?;
             let piece = self.show(true);
             self.content.clear();
             self.enter(Section::Content);
             return Ok(piece);
         }
-        self.read(false, self.ids.len())?;
+        self.held += &self.text.push(id)?;
         Ok(self.show(false))
     }
 
@@ -108,7 +105,7 @@ impl Reply {
         if self.stopped {
             return Ok(None);
         }
-        self.read(true, self.ids.len())?;
+        self.held += &self.text.finish()?;
         Ok(self.show(true))
     }
 
@@ -127,24 +124,8 @@ impl Reply {
 
     fn enter(&mut self, section: Section) {
         self.section = section;
-        self.window = self.ids.len();
-        self.unread = self.ids.len();
         self.trimming = true;
         self.held.clear();
-    }
-
-    /// Decodes the tokens up to `end`, unless the last of them ends within a character and more may come.
-    fn read(&mut self, last: bool, end: usize) -> Result<()> {
-        let before = self.tokenizer.decode(&self.ids[self.window..self.unread], true)?;
-        let all = self.tokenizer.decode(&self.ids[self.window..end], true)?;
-        if all.ends_with('\u{FFFD}') && !last {
-            return Ok(());
-        }
-        self.held
-            .push_str(all.strip_prefix(before.as_str()).unwrap_or_default());
-        self.window = self.unread;
-        self.unread = end;
-        Ok(())
     }
 
     /// Takes what can be shown out of the held text; all of it at the section's end.

@@ -120,7 +120,7 @@ impl Sampler {
         Ok(Draw {
             id,
             log_probability: log_probability(logits_v[id as usize]),
-            likeliest: likeliest(logits_v, self.likeliest)
+            likeliest: likeliest(logits_v, self.likeliest, &mut scratch.candidates)
                 .into_iter()
                 .map(|(logit, id)| (id, log_probability(logit)))
                 .collect(),
@@ -277,17 +277,23 @@ fn filter(
     candidates.sort_unstable_by_key(|&(_, id)| id);
 }
 
-/// The `count` highest logits and their ids, the highest first.
-fn likeliest(logits_v: &[f32], count: usize) -> Vec<(f32, u32)> {
+/// The `count` highest logits and their ids, the highest first; `candidates` is room to work in.
+fn likeliest(logits_v: &[f32], count: usize, candidates: &mut Vec<(f32, u32)>) -> Vec<(f32, u32)> {
     let count = count.min(logits_v.len());
     if count == 0 {
         return Vec::new();
     }
-    let mut pairs: Vec<(f32, u32)> = logits_v.iter().copied().zip(0..).collect();
-    pairs.select_nth_unstable_by(count - 1, |left, right| heavier_first(*left, *right));
-    pairs.truncate(count);
-    pairs.sort_unstable_by(|left, right| heavier_first(*left, *right));
-    pairs
+    let floor = floor_of_top_k(logits_v, count);
+    candidates.clear();
+    candidates.extend(
+        logits_v
+            .iter()
+            .copied()
+            .zip(0..)
+            .filter(|&(logit, _)| logit >= floor),
+    );
+    candidates.sort_unstable_by(|left, right| heavier_first(*left, *right));
+    candidates[..count].to_vec()
 }
 
 /// Heavier weights first; of equal ones the lower id.

@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device};
 use model::config::Family;
 use model::decoder::Decoder;
-use model::engine::Engine;
+use model::engine::{Adapted, Engine};
+use model::lora::Lora;
 use model::tokenizer::Tokenizer;
 use model::{seeded, source};
 
@@ -36,4 +37,24 @@ pub(crate) fn tiny_tokenizer() -> Arc<Tokenizer> {
 
 pub(crate) fn tiny_engine() -> Engine {
     Engine::new(parts().1.clone(), tiny_tokenizer(), ROOM).unwrap()
+}
+
+/// The tiny engine with adapters beside it, every number of which is seeded.
+pub(crate) fn adapted_engine() -> (Engine, Adapted) {
+    let lora = Lora {
+        rank: 4,
+        alpha: 6.0,
+        targets: vec!["q_proj".into(), "down_proj".into()],
+        layers: Vec::new(),
+    };
+    let mut decoder = parts().1.clone();
+    for (name, variable) in decoder.add_adapters(&lora, 7).unwrap() {
+        let numbers = seeded::tensor(&name, variable.dims()).unwrap();
+        variable.set(&numbers).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    decoder.save_adapters(folder.path(), "tiny").unwrap();
+    let mut engine = tiny_engine();
+    let adapted = engine.add_adapters(folder.path()).unwrap();
+    (engine, adapted)
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use model::text::Text;
 use model::tokenizer::Tokenizer;
 
 use crate::error::Result;
@@ -162,48 +163,6 @@ fn delta(part: tools::Part) -> Delta {
     match part {
         tools::Part::Text(text) => Delta::Content(text),
         tools::Part::Call(call) => Delta::Call(call),
-    }
-}
-
-/// Turns tokens into text, whole characters at a time.
-#[derive(Clone)]
-struct Text {
-    tokenizer: Arc<Tokenizer>,
-    /// The last tokens that became text, which the next ones are decoded together with, and those that are not text
-    /// yet because they may be part of a character.
-    ids: Vec<u32>,
-    /// Where the latter start.
-    unread: usize,
-}
-
-impl Text {
-    fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self {
-            tokenizer,
-            ids: Vec::new(),
-            unread: 0,
-        }
-    }
-
-    fn push(&mut self, id: u32) -> Result<String> {
-        self.ids.push(id);
-        self.read(false)
-    }
-
-    fn finish(&mut self) -> Result<String> {
-        self.read(true)
-    }
-
-    fn read(&mut self, last: bool) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[..self.unread], true)?;
-        let all = self.tokenizer.decode(&self.ids, true)?;
-        if all.ends_with('\u{FFFD}') && !last {
-            return Ok(String::new());
-        }
-        let text = all.strip_prefix(before.as_str()).unwrap_or_default().to_owned();
-        self.ids.drain(..self.unread);
-        self.unread = self.ids.len();
-        Ok(text)
     }
 }
 

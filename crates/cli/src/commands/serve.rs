@@ -1,21 +1,27 @@
 //! `saferl serve`: models, a guard and a reward recipe behind one HTTP server.
+//!
+//! Models that differ in LoRA adapters alone share their base's weights, and with them one engine.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::Device;
 use judge::Controversial;
 use judge::endpoint::is_address;
 use model::config::Config;
-use model::engine::Engine;
+use model::decoder::Decoder;
+use model::engine::{Adapted, Engine};
 use model::kv_pool::BLOCK_SLOTS;
+use model::source::{Source, WeightsFormat};
+use model::tokenizer::Tokenizer;
 use serve::{Action, Door, Grammars, Guardrail, Limits, Metrics, Model, Parser, Router, Scheduler, Service};
 
 use crate::arguments::{GuardAction, GuardChoice, HeadsFile, ReasoningParser, Serve};
 use crate::commands::guard;
-use crate::error::Result;
-use crate::local::Local;
-use crate::progress::say;
+use crate::error::{Error, Result};
+use crate::local::{parts, resolve};
+use crate::progress::{say, spinner};
 use crate::reward_service;
 
 /// Memory that keys and values may take where nothing else is said.
@@ -30,11 +36,7 @@ pub(crate) fn run(arguments: &Serve) -> Result<()> {
     let mut parts = Router::new();
     let openai = !arguments.models.is_empty() || guardrail.is_some();
     if openai {
-        let models = arguments
-            .models
-            .iter()
-            .map(|name| load(name, arguments, &metrics))
-            .collect::<Result<_>>()?;
+        let models = load(arguments, &metrics)?;
         parts = parts.merge(serve::openai::router(Service::new(models, guardrail)));
         parts = parts.merge(serve::page::router());
     }
@@ -62,35 +64,131 @@ pub(crate) fn run(arguments: &Serve) -> Result<()> {
     Ok(())
 }
 
-/// Loads a model and starts its engine.
-fn load(name: &str, arguments: &Serve, metrics: &Arc<Metrics>) -> Result<Model> {
-    let Local {
-        decoder, tokenizer, ..
-    } = Local::load(name, arguments.dtype.into())?;
-    let config = &decoder.config;
-    let room = arguments.cache_tokens.unwrap_or_else(|| pool_tokens(config));
-    // A prompt and its reply each begin a block of their own.
-    let context = config.max_positions.min(room.saturating_sub(2 * BLOCK_SLOTS));
-    let vocabulary = config.vocabulary;
-    let template = tokenizer.chat().map_or("", |chat| chat.source.as_str());
-    let parser = match arguments.reasoning_parser {
-        Some(ReasoningParser::Qwen3) => Parser::Qwen3,
-        Some(ReasoningParser::DeepseekR1) => Parser::DeepseekR1,
-        Some(ReasoningParser::None) => Parser::None,
-        None => Parser::of_template(template),
+/// A base model that is loaded, and what is served of it.
+struct Base {
+    /// Its files, by which it is known again.
+    files: Vec<PathBuf>,
+    engine: Engine,
+    tokenizer: Arc<Tokenizer>,
+    /// Places among the arguments, and the adapters there.
+    served: Vec<(usize, Option<Adapted>)>,
+}
+
+impl Base {
+    fn load(source: &Source, files: Vec<PathBuf>, arguments: &Serve) -> Result<Self> {
+        let wait = spinner(&format!("loading {}", source.name));
+        let tokenizer = Arc::new(Tokenizer::load(source)?);
+        let decoder = Decoder::load_for_inference(source, arguments.dtype.into(), &Device::Cpu)?.frozen()?;
+        let room = arguments
+            .cache_tokens
+            .unwrap_or_else(|| pool_tokens(&decoder.config));
+        let engine = Engine::new(decoder, Arc::clone(&tokenizer), room)?;
+        wait.finish_and_clear();
+        Ok(Self {
+            files,
+            engine,
+            tokenizer,
+            served: Vec::new(),
+        })
+    }
+
+    /// Starts the engine, and gives the models that share it, each with its place among the arguments.
+    fn start(
+        self,
+        names: &[String],
+        arguments: &Serve,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Vec<(usize, Model)>> {
+        let config = &self.engine.decoder().config;
+        let room = arguments.cache_tokens.unwrap_or_else(|| pool_tokens(config));
+        // A prompt and its reply each begin a block of their own.
+        let context = config.max_positions.min(room.saturating_sub(2 * BLOCK_SLOTS));
+        let vocabulary = config.vocabulary;
+        let template = self.tokenizer.chat().map_or("", |chat| chat.source.as_str());
+        let parser = match arguments.reasoning_parser {
+            Some(ReasoningParser::Qwen3) => Parser::Qwen3,
+            Some(ReasoningParser::DeepseekR1) => Parser::DeepseekR1,
+            Some(ReasoningParser::None) => Parser::None,
+            None => Parser::of_template(template),
+        };
+        let label = self
+            .served
+            .first()
+            .map_or("", |&(place, _)| names[place].as_str());
+        let scheduler = Scheduler::start(self.engine, label, Limits::default(), Arc::clone(metrics))?;
+        let grammars = Grammars::default();
+        let model = |(place, adapted): (usize, _)| {
+            let model = Model {
+                name: names[place].clone(),
+                tokenizer: Arc::clone(&self.tokenizer),
+                scheduler: scheduler.clone(),
+                adapted,
+                grammars: grammars.clone(),
+                parser,
+                context,
+                vocabulary,
+            };
+            (place, model)
+        };
+        Ok(self.served.into_iter().map(model).collect())
+    }
+}
+
+/// Loads the models, each base once, and starts the engines.
+fn load(arguments: &Serve, metrics: &Arc<Metrics>) -> Result<Vec<Model>> {
+    let names = served_names(&arguments.models)?;
+    let mut bases: Vec<Base> = Vec::new();
+    for (place, name) in arguments.models.iter().enumerate() {
+        let (base, adapters) = parts(name)?;
+        let source = resolve(&base)?;
+        let files = files(&source);
+        let at = match bases.iter().position(|base| base.files == files) {
+            Some(at) => at,
+            None => {
+                bases.push(Base::load(&source, files, arguments)?);
+                bases.len() - 1
+            }
+        };
+        let base = &mut bases[at];
+        let adapted = adapters
+            .map(|folder| base.engine.add_adapters(&folder))
+            .transpose()?;
+        base.served.push((place, adapted));
+    }
+    let mut models = Vec::new();
+    for base in bases {
+        models.extend(base.start(&names, arguments, metrics)?);
+    }
+    models.sort_by_key(|&(place, _)| place);
+    Ok(models.into_iter().map(|(_, model)| model).collect())
+}
+
+/// A model's files of weights, the same however they were named.
+fn files(source: &Source) -> Vec<PathBuf> {
+    let named: &[PathBuf] = match &source.weights {
+        WeightsFormat::Safetensors(files) => files,
+        WeightsFormat::Gguf(file) => std::slice::from_ref(file),
+        WeightsFormat::None => &[],
     };
-    let engine = Engine::new(decoder, Arc::clone(&tokenizer), room)?;
-    let name = served_name(name);
-    let scheduler = Scheduler::start(engine, &name, Limits::default(), Arc::clone(metrics))?;
-    Ok(Model {
-        name,
-        tokenizer,
-        scheduler,
-        grammars: Grammars::default(),
-        parser,
-        context,
-        vocabulary,
-    })
+    let whole = |file: &PathBuf| file.canonicalize().unwrap_or_else(|_| file.clone());
+    named.iter().map(whole).collect()
+}
+
+/// The models' names in requests: as they were given, but a path by its last part, where that tells them apart.
+fn served_names(given: &[String]) -> Result<Vec<String>> {
+    let short: Vec<String> = given.iter().map(|name| served_name(name)).collect();
+    let name = |(place, name): (usize, &String)| {
+        let alone = short.iter().filter(|&other| *other == short[place]).count() == 1;
+        if alone { short[place].clone() } else { name.clone() }
+    };
+    let names: Vec<String> = given.iter().enumerate().map(name).collect();
+    match (1..names.len()).find(|&place| names[..place].contains(&names[place])) {
+        None => Ok(names),
+        Some(place) => Err(Error::Request {
+            what: format!("models: `{}` is given twice", names[place]),
+            hint: "name each model once".into(),
+        }),
+    }
 }
 
 /// A model's name in requests: as it was given, but a path by its last part.

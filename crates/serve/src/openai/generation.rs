@@ -166,6 +166,7 @@ impl Generation {
         let extras = Extras {
             likeliest,
             constraint: constraint(&model.tokenizer, rendered.thinks, thinking_budget, grammar)?,
+            adapted: model.adapted,
         };
         let mut generation = Self {
             model: model.clone(),

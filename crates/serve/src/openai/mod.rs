@@ -20,6 +20,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use model::engine::Adapted;
 use model::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -40,8 +41,10 @@ pub struct Model {
     pub name: String,
     /// Its tokenizer and chat template.
     pub tokenizer: Arc<Tokenizer>,
-    /// Its engine.
+    /// Its engine, which it may share with models that have the same weights.
     pub scheduler: Scheduler,
+    /// The adapters that the engine makes its replies with, if any.
+    pub adapted: Option<Adapted>,
     /// What holds its replies to JSON schemas.
     pub grammars: Grammars,
     /// Which convention it thinks by.

@@ -10,7 +10,7 @@ use judge::{Category, Controversial, Conversation, Guard, Moderation, Safety, Sc
 use tower::ServiceExt;
 
 use super::*;
-use crate::fixtures::{ROOM, tiny_engine, tiny_tokenizer};
+use crate::fixtures::{ROOM, adapted_engine, tiny_engine, tiny_tokenizer};
 use crate::guardrail::Action;
 use crate::scheduler::Limits;
 use crate::server::{Door, close};
@@ -63,11 +63,27 @@ fn model(limits: Limits) -> Model {
         name: "tiny".into(),
         tokenizer: tiny_tokenizer(),
         scheduler: Scheduler::start(tiny_engine(), "tiny", limits, Arc::default()).unwrap(),
+        adapted: None,
         grammars: Grammars::default(),
         parser: Parser::Qwen3,
         context: ROOM.min(2048) - 64,
         vocabulary: 320,
     }
+}
+
+/// The tiny model, and it with adapters as `adapted`, in one engine.
+fn with_adapters() -> [Model; 2] {
+    let (engine, adapted) = adapted_engine();
+    let tiny = Model {
+        scheduler: Scheduler::start(engine, "tiny", Limits::default(), Arc::default()).unwrap(),
+        ..model(Limits::default())
+    };
+    let other = Model {
+        name: "adapted".into(),
+        adapted: Some(adapted),
+        ..tiny.clone()
+    };
+    [tiny, other]
 }
 
 fn app_of(service: Service) -> Router {

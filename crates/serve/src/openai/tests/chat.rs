@@ -34,6 +34,30 @@ async fn a_chat_completion_separates_thinking_and_counts_it() {
 }
 
 #[tokio::test]
+async fn adapters_are_chosen_by_the_models_name() {
+    let models = with_adapters();
+    let app = app_of(Service::new(models.to_vec(), None));
+    let listed: Value = serde_json::from_str(&send(&app, "/v1/models", None).await.1).unwrap();
+    let names = listed["data"].as_array().unwrap().iter().map(|card| &card["id"]);
+    assert_eq!(names.collect::<Vec<_>>(), ["tiny", "adapted"]);
+
+    let ask = |name: &str| post(&app, CHAT, chat(json!({"model": name})));
+    let [tiny, other, again] = [ask("tiny").await, ask("adapted").await, ask("tiny").await];
+    assert_ne!(other["choices"], tiny["choices"]);
+    assert_eq!(again["choices"], tiny["choices"]);
+    assert_eq!(
+        post(&self::app(), CHAT, chat(json!({}))).await["choices"],
+        tiny["choices"]
+    );
+    // Side by side in one batch, as each by itself.
+    let together = tokio::join!(ask("adapted"), ask("tiny"), ask("adapted"), ask("tiny"));
+    assert_eq!(together.0["choices"], other["choices"]);
+    assert_eq!(together.1["choices"], tiny["choices"]);
+    assert_eq!(together.2["choices"], other["choices"]);
+    assert_eq!(together.3["choices"], tiny["choices"]);
+}
+
+#[tokio::test]
 async fn a_stream_says_what_the_whole_says() {
     let app = app();
     let more = json!({"n": 2, "thinking_budget": 9, "logprobs": true, "top_logprobs": 2, "stop": ["é", "a"]});
