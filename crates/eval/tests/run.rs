@@ -1,14 +1,20 @@
 //! A scripted model and scripted judges give a table that is known beforehand; a killed evaluation goes on.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use eval::log::Status;
+use candle_core::{DType, Device};
+use eval::log::{Part, Status};
 use eval::recipe::{JudgeRecipe, ModelRecipe, Recipe};
 use eval::respondent::{Respondent, Script};
 use eval::results::{Figure, Results, summarize};
 use eval::run::{Cell, Choice, Event, Host, run};
 use eval::{Error, Result, table};
 use judge::{Conversation, Guard, Moderation, Safety, Scored};
+use model::config::Family;
+use model::decoder::Decoder;
+use model::engine::Engine;
+use model::tokenizer::Tokenizer;
 use serde_json::json;
 
 /// Opens scripts, counts how often each is opened, and judges by words.
@@ -28,6 +34,13 @@ impl Host for Desk {
 
     fn model(&mut self, model: &ModelRecipe, _: &str, _: usize) -> Result<Respondent> {
         self.opened.push(model.name.clone());
+        if let Some(source) = &model.source {
+            let source = model::source::resolve(source, &mut |_| ())?;
+            let tokenizer = Arc::new(Tokenizer::load(&source)?);
+            let decoder = Decoder::load(&source, DType::F32, &Device::Cpu)?;
+            let engine = Box::new(Engine::new(decoder, Arc::clone(&tokenizer), 2048)?);
+            return Ok(Respondent::Local { engine, tokenizer });
+        }
         Ok(Respondent::Scripted(Script::read(
             model.scripted.as_deref().expect("a script"),
         )?))
@@ -331,4 +344,32 @@ fn an_edited_instruction_judges_anew() {
     measured(&recipe, &mut desk);
     // Two models' two battles in both orders, and no model asked again.
     assert_eq!((desk.opened.len(), desk.guards, desk.steps), (0, 0, 8));
+}
+
+#[test]
+fn wildguard_judges_on_this_machine() {
+    let (folder, mut recipe) = ready();
+    let weights = folder.path().join("wildguard");
+    std::fs::create_dir(&weights).expect("a folder");
+    model::seeded::write_tiny(&weights, Family::Mistral).expect("weights");
+    let text = format!(
+        "name = \"words\"\nkind = \"wildguard\"\nsource = {:?}",
+        weights.display().to_string()
+    );
+    recipe.judges[0] = toml::from_str(&text).expect("a judge");
+    recipe.error_limit = 1.0;
+    let mut desk = Desk::default();
+    let (cells, _) = measured(&recipe, &mut desk);
+    assert_eq!(desk.opened, ["before", "after", "words"]);
+    // Seeded weights say nothing that WildGuard says: every answer and every thought was shown, and none is scored.
+    let log = &cells[0].log;
+    let causes: Vec<&str> = cells[0]
+        .keys()
+        .filter_map(|(_, key)| log.verdict(&key, Part::Answer, "words")?.unscorable.as_deref())
+        .collect();
+    assert_eq!(causes.len(), 6);
+    assert!(
+        causes.iter().all(|cause| cause.contains("expected")),
+        "{causes:?}"
+    );
 }
