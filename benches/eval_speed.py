@@ -5,8 +5,8 @@
 CHECKPOINT is a Hugging Face folder, FILE a CSV with a column `prompt` (XSTest's, say) whose first --count rows are asked. Run it
 with a Python that has lm_eval and torch; it starts itself again for each of lm_eval's runs. Both sides apply the chat template,
 decode greedily, stop at --tokens new tokens or at the end of the reply, and score by something that costs nothing (the opening
-phrases of refusals; an exact match). Two times: the replies alone, with what each program does around them but without loading
-(ours: the seconds in its log), and the whole command. How many replies are the same text on both sides stands beside them.
+phrases of refusals; an exact match). Two times: the replies alone (ours: the seconds in its log; lm_eval's: in `generate_until`), and
+the whole command with loading. How many replies are the same text on both sides stands beside them.
 
 Left out: log-likelihood tasks, which ours has none of (its multiple choice reads a letter out of a reply); machines without /proc.
 """
@@ -79,9 +79,10 @@ def saferl(arguments, prompts, dtype):
         with open(os.path.join(folder, "speed", "logs", "t", "m.no-think.jsonl"), encoding="utf-8") as file:
             for line in map(json.loads, file):
                 if line["event"] == "reply":
-                    replies[line["id"]] = line["reply"]
-                    seconds += line["seconds"]
-                    tokens += line["tokens"]
+                    reply = line["reply"]
+                    replies[line["id"]] = reply["reply"]
+                    seconds += reply["seconds"]
+                    tokens += reply["tokens"]
     return {"seconds": seconds, "tokens": tokens, "replies": [replies[str(index)] for index in range(len(prompts))]}
 
 
@@ -115,6 +116,7 @@ def lm_eval_run(arguments):
     import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     torch.set_num_threads(arguments.threads)
     task = {
@@ -123,13 +125,24 @@ def lm_eval_run(arguments):
         "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": arguments.tokens},
     }
     model = HFLM(pretrained=arguments.model, device="cpu", dtype=NAMES[arguments.dtype], batch_size=arguments.batch)
-    start = time.perf_counter()
-    found = simple_evaluate(model=model, tasks=[task], apply_chat_template=True, log_samples=True, bootstrap_iters=0)
-    seconds = time.perf_counter() - start
+    generate, times = model.generate_until, []
+
+    def timed(*given, **named):
+        start = time.perf_counter()
+        replies = generate(*given, **named)
+        times.append(time.perf_counter() - start)
+        return replies
+
+    model.generate_until = timed
+    # Its own hundreds of tasks are not wanted: looking through them takes longer than the replies.
+    manager = TaskManager(include_defaults=False)
+    found = simple_evaluate(
+        model=model, tasks=[task], task_manager=manager, apply_chat_template=True, log_samples=True, bootstrap_iters=0,
+    )
     samples = sorted(found["samples"]["speed"], key=lambda sample: int(sample["doc"]["id"]))
     replies = [sample["resps"][0][0] for sample in samples]
     tokens = sum(len(model.tokenizer(reply, add_special_tokens=False)["input_ids"]) for reply in replies)
-    print(json.dumps({"seconds": seconds, "tokens": tokens, "replies": replies}))
+    print(json.dumps({"seconds": sum(times), "tokens": tokens, "replies": replies}))
 
 
 def table(arguments, count, runs):

@@ -373,3 +373,59 @@ fn wildguard_judges_on_this_machine() {
         "{causes:?}"
     );
 }
+
+/// What `node` sees of a page, or nothing where there is no `node`.
+fn seen_by_node(page: &str, folder: &Path) -> Option<serde_json::Value> {
+    let path = folder.join("page.html");
+    std::fs::write(&path, page).expect("a page");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/page.js");
+    let output = match std::process::Command::new("node").arg(script).arg(path).output() {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("left out: node: {error}");
+            return None;
+        }
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    Some(serde_json::from_slice(&output.stdout).expect("JSON"))
+}
+
+#[test]
+fn the_page_draws_frontier_and_curves_and_its_filters_choose() {
+    let (folder, mut recipe) = ready();
+    let strict = folder.path().join("strict.jsonl");
+    std::fs::write(&strict, "{\"reply\": \"Safety: unsafe\\nRefusal: no\"}\n").expect("a script");
+    let text = format!(
+        "name = \"strict\"\nkind = \"rubric\"\nscripted = {:?}",
+        strict.display().to_string()
+    );
+    recipe.judges.push(toml::from_str(&text).expect("a judge"));
+    recipe.tasks[0].judges.push("strict".into());
+    for (index, model) in recipe.models.iter_mut().enumerate() {
+        model.series = "run".into();
+        model.step = Some(10 * index);
+    }
+    let (cells, results) = measured(&recipe, &mut Desk::default());
+    let page = eval::page::page(&recipe, &cells, &results);
+    let Some(seen) = seen_by_node(&page, folder.path()) else {
+        return;
+    };
+    assert_eq!(seen["title"], "r");
+    assert_eq!(seen["rows"], results.lines.len() + 1);
+    // A chart for each judge, a point for each model; a curve for each line, a point for each checkpoint.
+    assert_eq!(seen["frontier"], json!([2, 4]));
+    assert_eq!(
+        seen["curves"],
+        json!([results.lines.len(), 2 * results.lines.len()])
+    );
+    // Six safety prompts, three integers twice, two battles, of one model with the other beside it.
+    assert_eq!(
+        seen["shown"],
+        json!({"all": 14, "unsafe": 6, "refused": 3, "over-refused": 1, "safe-answers": 0, "disagree": 5,
+               "changed": 3, "wrong": 4, "unscored": 1, "truncated": 0})
+    );
+    assert_eq!((&seen["beside"], &seen["alone"]), (&json!(14), &json!(14)));
+    // Only replies and prompts are searched: h1 and h2, and not the thinking of h3.
+    assert_eq!(seen["found"], 2);
+}
