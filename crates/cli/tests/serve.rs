@@ -13,9 +13,10 @@ fn what_is_under_way_is_answered_before_the_server_ends() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program starts");
-    let told = BufReader::new(server.stderr.take().expect("piped"));
+    // Kept until the end: a program whose words nobody can hear may fail of that.
+    let mut told = BufReader::new(server.stderr.take().expect("piped")).lines();
     let address = told
-        .lines()
+        .by_ref()
         .map_while(Result::ok)
         .find_map(|line| Some(line.split_once("http://")?.1.split(' ').next()?.to_owned()))
         .expect("it says where it serves");
