@@ -9,7 +9,7 @@
 //! own; so the same seed gives the same tokens whatever else is in the batch, and also where a sequence lost its room
 //! in the pool for a while and had to be read again. Other devices may round by the size of a batch.
 //!
-//! Left out: keeping a prompt's keys and values beyond its request, speculative decoding.
+//! Left out: speculative decoding.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -164,6 +164,13 @@ impl Engine {
         Ok(Adapted(self.adapters.len() - 1))
     }
 
+    /// Keeps keys and values of up to this many tokens of requests that are done, for prompts that begin alike, such as the
+    /// next turn of a conversation. They give way wherever room is short. None are kept unless this is called.
+    pub fn set_memory(&mut self, tokens: usize) {
+        let Queue { memory, pool, .. } = &mut self.queue;
+        memory.set_most(tokens, pool);
+    }
+
     /// Goes on with other weights of the same shape; adapters that were added are gone.
     ///
     /// # Errors
@@ -183,6 +190,7 @@ impl Engine {
         }
         self.decoder = decoder;
         self.adapters.clear();
+        self.queue.clear();
         Ok(())
     }
 
@@ -414,7 +422,7 @@ impl Engine {
         reason: FinishReason,
         events: &mut Vec<Event>,
     ) -> Result<()> {
-        self.queue.pool.release(&mut sequence.place);
+        self.queue.retire(&mut sequence);
         let piece = sequence.reply.finish()?;
         events.extend(piece.map(|piece| event(&sequence, News::Text(piece))));
         let (thinking, content) = sequence.reply.split()?;

@@ -30,6 +30,11 @@ impl Place {
     pub fn slots(&self) -> &Arc<[u32]> {
         &self.slots
     }
+
+    /// How many blocks they lie in.
+    pub fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
 }
 
 impl KvPool {

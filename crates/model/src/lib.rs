@@ -64,6 +64,7 @@ mod hub;
 pub mod kv_pool;
 mod linear;
 pub mod lora;
+mod memory;
 mod python;
 mod queue;
 pub mod remote;

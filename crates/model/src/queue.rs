@@ -3,6 +3,9 @@
 //! Requests start in the order in which they came. Where the pool runs out of room, prompts that wait give theirs up,
 //! then the sequence that started last does: it pauses, is read again once there is room, and goes before anything new.
 //! As no request is taken that could not run alone, something always runs.
+//!
+//! Sequences that are done may leave their keys and values for prompts that begin as they did ([`Memory`]); these are the
+//! first to go where room is short.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -14,6 +17,7 @@ use crate::Result;
 use crate::engine::{Adapted, Extras, Ticket};
 use crate::generate::Sampling;
 use crate::kv_pool::{BLOCK_SLOTS, KvPool, Place};
+use crate::memory::{Memory, common};
 use crate::reply::Reply;
 use crate::sampler::Sampler;
 use crate::tokenizer::Tokenizer;
@@ -107,6 +111,8 @@ pub(crate) struct Queue {
     pub(crate) running: Vec<Sequence>,
     /// Sequences that gave their room up, the first to go on first.
     paused: VecDeque<Sequence>,
+    /// What sequences that are done have left in the pool.
+    pub(crate) memory: Memory,
     /// Rows that read prompts, or read again what was given up.
     pub(crate) read_tokens: usize,
     /// How often a sequence gave its room up.
@@ -188,6 +194,7 @@ impl Queue {
             groups: VecDeque::new(),
             running: Vec::new(),
             paused: VecDeque::new(),
+            memory: Memory::default(),
             read_tokens: 0,
             pauses: 0,
         }
@@ -202,7 +209,15 @@ impl Queue {
         self.groups.clear();
         self.running.clear();
         self.paused.clear();
+        self.memory.clear();
         self.pool = KvPool::new(self.pool.slots());
+    }
+
+    /// Takes the room of a sequence that is done, and leaves it to others as far as memory goes.
+    pub(crate) fn retire(&mut self, sequence: &mut Sequence) {
+        let place = std::mem::take(&mut sequence.place);
+        let ids = &sequence.ids[..sequence.cached];
+        self.memory.keep(sequence.adapted, ids, place, &mut self.pool);
     }
 
     /// Drops one request.
@@ -238,6 +253,7 @@ impl Queue {
             && let Some(mut sequence) = self.paused.pop_front()
         {
             let needed = sequence.ids.len().div_ceil(BLOCK_SLOTS);
+            self.memory.make_free(needed + self.running.len(), &mut self.pool);
             while self.running.is_empty() && self.pool.free_blocks() < needed && self.give_up_prompt() {}
             if self.pool.free_blocks() < needed + self.running.len()
                 || !self.pool.grow(&mut sequence.place, sequence.ids.len())
@@ -262,8 +278,10 @@ impl Queue {
                 return Ok(None);
             };
             let length = group.prompt_ids.len();
+            let compact = group.place.blocks() == length.div_ceil(BLOCK_SLOTS);
             let mut sequences = Vec::new();
             while group.started < group.count && self.running.len() + sequences.len() < MAX_SEQUENCES {
+                self.memory.make_free(1, &mut self.pool);
                 let mut place = self.pool.share(&group.place, length);
                 if !self.pool.grow(&mut place, length + 1) {
                     self.pool.release(&mut place);
@@ -279,8 +297,13 @@ impl Queue {
             if !sequences.is_empty() {
                 return Ok(Some(Start { sequences, logits_v }));
             }
-            // Alone and still without room: prompts that wait behind this one hold it.
-            if !self.running.is_empty() || self.groups.len() < 2 || !self.give_up_prompt() {
+            if !self.running.is_empty() {
+                return Ok(None);
+            }
+            // Alone and still without room: prompts that wait behind this one hold it, or what it shares with one that is
+            // gone lies in more blocks than its own would.
+            let alone = self.groups.len() < 2;
+            if (alone && compact) || !self.give_up_prompt() || alone {
                 return Ok(None);
             }
         }
@@ -292,19 +315,29 @@ impl Queue {
             return;
         }
         let mut sequences = self.running.len();
-        for group in &mut self.groups {
+        for index in 0..self.groups.len() {
             if sequences >= MAX_SEQUENCES {
                 return;
             }
-            if group.place.slots().is_empty() {
+            if self.groups[index].place.slots().is_empty() {
+                let group = &mut self.groups[index];
+                let recalled = self
+                    .memory
+                    .recall(group.extras.adapted, &group.prompt_ids, &mut self.pool);
+                (group.place, group.cached) = recalled.unwrap_or_default();
+                let missing = group.prompt_ids.len() - group.cached;
                 // A block more for each that runs, and one for this prompt's first completion.
-                let needed = group.prompt_ids.len().div_ceil(BLOCK_SLOTS) + self.running.len() + 1;
+                let needed = missing.div_ceil(BLOCK_SLOTS) + self.running.len() + 1;
+                self.memory.make_free(needed, &mut self.pool);
                 if self.pool.free_blocks() < needed
                     || !self.pool.grow(&mut group.place, group.prompt_ids.len())
                 {
+                    self.pool.release(&mut group.place);
+                    group.cached = 0;
                     return;
                 }
             }
+            let group = &self.groups[index];
             sequences += group.count - group.started;
         }
     }
@@ -314,6 +347,7 @@ impl Queue {
     pub(crate) fn make_room(&mut self) {
         let mut index = 0;
         while index < self.running.len() {
+            self.memory.make_free(1, &mut self.pool);
             let sequence = &mut self.running[index];
             if self.pool.grow(&mut sequence.place, sequence.ids.len()) {
                 index += 1;
@@ -425,16 +459,9 @@ impl Queue {
             .iter()
             .filter(|other| other.extras.adapted == adapted)
             .map(|other| (&other.prompt_ids[..other.cached], &other.place));
-        let common = |other: &[u32]| {
-            other
-                .iter()
-                .zip(ids)
-                .take_while(|(one, other)| one == other)
-                .count()
-        };
         let longest = running
             .chain(waiting)
-            .map(|(other_ids, place)| (common(other_ids), place))
+            .map(|(other_ids, place)| (common(other_ids, ids), place))
             .max_by_key(|&(length, _)| length);
         let Some((length, place)) = longest else { return };
         // The last token is read in any case, since its logits are wanted.

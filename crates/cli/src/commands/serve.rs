@@ -29,6 +29,9 @@ const POOL_BYTES: usize = 2 << 30;
 /// Contexts of the model that this should hold at once; more is seldom used.
 const CONTEXTS: usize = 4;
 
+/// This part of it may hold what requests that are done have left for those that begin alike.
+const MEMORY_SHARE: usize = 4;
+
 /// Serves until the process is told to stop.
 pub(crate) fn run(arguments: &Serve) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
@@ -82,7 +85,8 @@ impl Base {
         let room = arguments
             .cache_tokens
             .unwrap_or_else(|| pool_tokens(&decoder.config));
-        let engine = Engine::new(decoder, Arc::clone(&tokenizer), room)?;
+        let mut engine = Engine::new(decoder, Arc::clone(&tokenizer), room)?;
+        engine.set_memory(room / MEMORY_SHARE);
         wait.finish_and_clear();
         Ok(Self {
             files,
