@@ -6,7 +6,8 @@ CHECKPOINT is a Hugging Face folder, FILE a CSV with a column `prompt` (XSTest's
 with a Python that has lm_eval and torch; it starts itself again for each of lm_eval's runs. Both sides apply the chat template,
 decode greedily, stop at --tokens new tokens or at the end of the reply, and score by something that costs nothing (the opening
 phrases of refusals; an exact match). Two times: the replies alone (ours: the seconds in its log; lm_eval's: in `generate_until`), and
-the whole command with loading. How many replies are the same text on both sides stands beside them.
+the whole command with loading, which is also told in the processor time of all its threads: on a machine that others use too, that is
+the figure to believe. How many replies are the same text on both sides stands beside them.
 
 Left out: log-likelihood tasks, which ours has none of (its multiple choice reads a letter out of a reply); machines without /proc.
 """
@@ -27,7 +28,7 @@ from against_peers import machine
 
 NAMES = {"bf16": "bfloat16", "f32": "float32"}
 # How often a run is done that other programs disturb.
-TRIES = 4
+TRIES = 2
 
 
 def main():
@@ -68,8 +69,10 @@ def undisturbed(run):
         start, busy, own = time.perf_counter(), busy_s(), own_s()
         found = run()
         found["whole_s"] = time.perf_counter() - start
-        found["others"] = max(0.0, (busy_s() - busy - own_s() + own) / found["whole_s"] / os.cpu_count())
-        told = f"{found['seconds']:.1f} s, {found['whole_s']:.1f} s in all; others took {found['others']:.0%} of the machine"
+        found["processor_s"] = own_s() - own
+        found["others"] = max(0.0, (busy_s() - busy - found["processor_s"]) / found["whole_s"] / os.cpu_count())
+        told = f"{found['seconds']:.1f} s, {found['whole_s']:.1f} s in all, {found['processor_s']:.1f} s of processors; "
+        told += f"others took {found['others']:.0%} of the machine"
         print(f"  {told}", file=sys.stderr, flush=True)
         if found["others"] < 0.05:
             break
@@ -179,19 +182,22 @@ def table(arguments, count, runs):
         f"other programs took at most {others:.0%} of the machine."
     )
     lines = [name, ""]
-    lines += ["| | prompts/s, replies alone | spread | saferl is x | whole command, s | saferl is x | new tokens | same replies as saferl |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    heads = ["", "prompts/s, replies alone", "spread", "saferl is x", "whole command, s", "saferl is x"]
+    heads += ["its processor time, s", "saferl is x", "new tokens", "same replies as saferl"]
+    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for dtype, by_name in runs.items():
-        of = {name: [statistics.median(one[key] for one in found) for key in ("seconds", "whole_s")] for name, found in by_name.items()}
+        keys = ("seconds", "whole_s", "processor_s")
+        of = {name: [statistics.median(one[key] for one in found) for key in keys] for name, found in by_name.items()}
         ours = by_name["saferl"][0]["replies"]
         for name, found in by_name.items():
-            seconds, whole = of[name]
+            seconds, whole, processors = of[name]
             times = [one["seconds"] for one in found]
             spread = f"{(max(times) - min(times)) / seconds:.0%}"
             peer = name != "saferl"
             ratios = [f"{own / of['saferl'][index]:.2f}" if peer else "" for index, own in enumerate(of[name])]
             same = sum(a.strip() == b.strip() for a, b in zip(ours, found[0]["replies"]))
             cells = [f"{name}, {dtype}", f"{count / seconds:.2f}", spread, ratios[0], f"{whole:.1f}", ratios[1]]
+            cells += [f"{processors:.1f}", ratios[2]]
             lines.append("| " + " | ".join(cells + [str(found[0]["tokens"]), f"{same} of {count}" if peer else ""]) + " |")
     return "\n".join(lines)
 
