@@ -19,7 +19,8 @@
 //! | `log_probability.rs` | [`log_probability`], [`log_probability_bf16`], [`entropy`]: the head without whole logits |
 //! | `adamw.rs` | [`AdamW`], [`gradient_norm`] |
 //!
-//! `ceiling.rs` measures what the machine gives, and has [`in_pool`]: a pass of many operations belongs in it. Seven more files serve them: `rows.rs` (one row's attention), `lanes.rs`
+//! `ceiling.rs` measures what the machine gives, and has [`in_pool`]: a pass of many operations belongs in it; [`keep_memory`] (`memory.rs`) is for
+//! programs that train. Seven more files serve them: `rows.rs` (one row's attention), `lanes.rs`
 //! (loops for vector instructions), `matmul.rs` (products inside a task), `pairs.rs` and `avx512bf16.rs` (bf16 numbers two
 //! by two, and the instruction that multiplies them), `avx512vnni.rs` (that for integers) and `slices.rs` (tensors as slices, work over threads). Results are
 //! the same bits on any number of threads. `SAFERL_KERNELS=portable` in the environment keeps to the baseline instruction
@@ -70,6 +71,7 @@ mod int8;
 mod lanes;
 mod log_probability;
 mod matmul;
+mod memory;
 mod norm;
 mod packed;
 mod paged;
@@ -89,6 +91,7 @@ pub use log_probability::{
     entropy, entropy_composed, log_probability, log_probability_and_entropy, log_probability_bf16,
     log_probability_bf16_composed, log_probability_composed,
 };
+pub use memory::keep_memory;
 pub use norm::{rms_norm, rms_norm_composed};
 pub use packed::Packed;
 pub use paged::{Context, attend_paged, attend_paged_composed, write_slots, write_slots_composed};
