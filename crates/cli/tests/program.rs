@@ -250,6 +250,11 @@ fn export_writes_a_folder_that_answers_alike() {
         assert!(exported.status.success(), "{format}: {}", text(&exported.stderr));
     }
     assert!(runs.path().join("merged/model.safetensors").exists());
+    let card = std::fs::read_to_string(runs.path().join("merged/README.md")).expect("a model card");
+    assert!(
+        card.contains("base_model: tiny-qwen3") && card.contains("steps = 2"),
+        "{card}"
+    );
     assert!(runs.path().join("adapters/adapter_model.safetensors").exists());
     let reply = |model: &str| {
         let arguments = [

@@ -43,23 +43,52 @@ fn invalid(what: &str) -> Error {
     Error::new(ErrorKind::InvalidOperation, what.to_owned())
 }
 
+/// Most lists and maps within each other that are printed. A template can build deeper ones, and one that holds itself.
+const MOST_DEPTH: usize = 100;
+
+/// Refuses to go on with a text that is too long, or a value that is too deep.
+fn check(text: &str, room: usize, depth: usize) -> Result<(), Error> {
+    if text.len() > room {
+        return Err(Error::new(
+            ErrorKind::OutOfFuel,
+            "a value that is printed without end",
+        ));
+    }
+    if depth > MOST_DEPTH {
+        return Err(invalid(&format!(
+            "a value to print: expected lists and maps at most {MOST_DEPTH} deep"
+        )));
+    }
+    Ok(())
+}
+
 /// `json.dumps(value)` as Hugging Face's `tojson` calls it: no HTML escapes, no ASCII escapes, `", "` and `": "`.
-pub(crate) fn json(value: &Value, style: &JsonStyle) -> Result<String, Error> {
+///
+/// # Errors
+/// A value that has no JSON, or whose JSON takes more than about `room` bytes.
+pub(crate) fn json(value: &Value, style: &JsonStyle, room: usize) -> Result<String, Error> {
     let mut text = String::new();
-    write_json(&mut text, value, style, 0)?;
+    write_json(&mut text, value, style, room, 0)?;
     Ok(text)
 }
 
-fn write_json(text: &mut String, value: &Value, style: &JsonStyle, depth: usize) -> Result<(), Error> {
+fn write_json(
+    text: &mut String,
+    value: &Value,
+    style: &JsonStyle,
+    room: usize,
+    depth: usize,
+) -> Result<(), Error> {
+    check(text, room, depth)?;
     match value.kind() {
         ValueKind::None => text.push_str("null"),
         ValueKind::Bool => text.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number => text.push_str(&number(value)),
         ValueKind::String => write_json_string(text, value.as_str().unwrap_or_default(), style.ensure_ascii),
         ValueKind::Seq | ValueKind::Iterable => {
-            let items: Vec<Value> = value.try_iter()?.collect();
-            write_json_items(text, ('[', ']'), &items, style, depth, |text, item| {
-                write_json(text, item, style, depth + 1)
+            let items = value.try_iter()?;
+            write_json_items(text, ('[', ']'), items, style, room, depth, |text, item| {
+                write_json(text, item, style, room, depth + 1)
             })?;
         }
         ValueKind::Map => {
@@ -67,14 +96,22 @@ fn write_json(text: &mut String, value: &Value, style: &JsonStyle, depth: usize)
             if style.sort_keys {
                 keys.sort();
             }
-            write_json_items(text, ('{', '}'), &keys, style, depth, |text, key| {
-                match key.as_str() {
-                    Some(name) => write_json_string(text, name, style.ensure_ascii),
-                    None => write_json_string(text, &key.to_string(), style.ensure_ascii),
-                }
-                text.push_str(&style.key_separator);
-                write_json(text, &value.get_item(key)?, style, depth + 1)
-            })?;
+            write_json_items(
+                text,
+                ('{', '}'),
+                keys.into_iter(),
+                style,
+                room,
+                depth,
+                |text, key| {
+                    match key.as_str() {
+                        Some(name) => write_json_string(text, name, style.ensure_ascii),
+                        None => write_json_string(text, &self::text(key, room)?, style.ensure_ascii),
+                    }
+                    text.push_str(&style.key_separator);
+                    write_json(text, &value.get_item(key)?, style, room, depth + 1)
+                },
+            )?;
         }
         kind => return Err(invalid(&format!("tojson: a value of type {kind} has no JSON"))),
     }
@@ -84,26 +121,34 @@ fn write_json(text: &mut String, value: &Value, style: &JsonStyle, depth: usize)
 fn write_json_items(
     text: &mut String,
     (open, close): (char, char),
-    items: &[Value],
+    items: impl Iterator<Item = Value>,
     style: &JsonStyle,
+    room: usize,
     depth: usize,
     mut write: impl FnMut(&mut String, &Value) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let start_line = |text: &mut String, depth: usize| {
-        if let (Some(indent), false) = (style.indent, items.is_empty()) {
+        if let Some(indent) = style.indent {
             text.push('\n');
-            text.extend(std::iter::repeat_n(' ', indent * depth));
+            // One more than there is room for is enough to be too many.
+            let spaces = indent.saturating_mul(depth).min(room.saturating_add(1));
+            text.extend(std::iter::repeat_n(' ', spaces));
         }
     };
     text.push(open);
-    for (index, item) in items.iter().enumerate() {
-        if index > 0 {
+    let mut empty = true;
+    for item in items {
+        if !empty {
             text.push_str(&style.item_separator);
         }
+        empty = false;
         start_line(text, depth + 1);
-        write(text, item)?;
+        check(text, room, depth)?;
+        write(text, &item)?;
     }
-    start_line(text, depth);
+    if !empty {
+        start_line(text, depth);
+    }
     text.push(close);
     Ok(())
 }
@@ -155,35 +200,51 @@ fn number(value: &Value) -> String {
 }
 
 /// `str(value)`: what `{{ value }}` prints in Jinja.
-pub(crate) fn text(value: &Value) -> String {
+///
+/// # Errors
+/// A value that takes more than about `room` bytes.
+pub(crate) fn text(value: &Value, room: usize) -> Result<String, Error> {
     match value.kind() {
-        ValueKind::Undefined => String::new(),
-        ValueKind::String => value.as_str().unwrap_or_default().to_owned(),
-        _ => representation(value),
+        ValueKind::Undefined => Ok(String::new()),
+        ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
+        _ => {
+            let mut text = String::new();
+            write_representation(&mut text, value, room, 0)?;
+            Ok(text)
+        }
     }
 }
 
 /// `repr(value)`.
-fn representation(value: &Value) -> String {
-    let items = |value: &Value, write: &dyn Fn(Value) -> String| {
-        let items: Vec<String> = value.try_iter().into_iter().flatten().map(write).collect();
-        items.join(", ")
-    };
+fn write_representation(text: &mut String, value: &Value, room: usize, depth: usize) -> Result<(), Error> {
+    check(text, room, depth)?;
     match value.kind() {
-        ValueKind::None => "None".into(),
-        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.into(),
-        ValueKind::Number => number(value).replace("NaN", "nan").replace("Infinity", "inf"),
-        ValueKind::String => quoted(value.as_str().unwrap_or_default()),
-        ValueKind::Seq | ValueKind::Iterable => format!("[{}]", items(value, &|item| representation(&item))),
-        ValueKind::Map => {
-            let entry = |key: Value| {
-                let item = value.get_item(&key).unwrap_or_default();
-                format!("{}: {}", representation(&key), representation(&item))
-            };
-            format!("{{{}}}", items(value, &entry))
+        ValueKind::None => text.push_str("None"),
+        ValueKind::Bool => text.push_str(if value.is_true() { "True" } else { "False" }),
+        ValueKind::Number => text.push_str(&number(value).replace("NaN", "nan").replace("Infinity", "inf")),
+        ValueKind::String => text.push_str(&quoted(value.as_str().unwrap_or_default())),
+        ValueKind::Seq | ValueKind::Iterable => {
+            text.push('[');
+            for (index, item) in value.try_iter()?.enumerate() {
+                text.push_str(if index > 0 { ", " } else { "" });
+                write_representation(text, &item, room, depth + 1)?;
+            }
+            text.push(']');
         }
-        _ => value.to_string(),
+        ValueKind::Map => {
+            text.push('{');
+            for (index, key) in value.try_iter()?.enumerate() {
+                text.push_str(if index > 0 { ", " } else { "" });
+                write_representation(text, &key, room, depth + 1)?;
+                text.push_str(": ");
+                let item = value.get_item(&key).unwrap_or_default();
+                write_representation(text, &item, room, depth + 1)?;
+            }
+            text.push('}');
+        }
+        _ => text.push_str(&value.to_string()),
     }
+    Ok(())
 }
 
 /// A string in Python's quotes: single ones, unless only they occur in it.
@@ -323,7 +384,7 @@ mod tests {
     fn dumps(value: serde_json::Value, arguments: &[(&str, Value)]) -> String {
         let arguments: Kwargs = arguments.iter().cloned().collect();
         let style = JsonStyle::from_arguments(&arguments).unwrap();
-        json(&Value::from(Serde(value)), &style).unwrap()
+        json(&Value::from(Serde(value)), &style, 1000).unwrap()
     }
 
     // Every expected text is what Python 3.11 printed.
@@ -348,10 +409,26 @@ mod tests {
     fn text_is_that_of_python() {
         let value = serde_json::json!({"a": [true, null, "it's", "\"'\n"], "b": 0.1});
         assert_eq!(
-            text(&Value::from(Serde(value))),
+            text(&Value::from(Serde(value)), 1000).unwrap(),
             r#"{'a': [True, None, "it's", '"\'\n'], 'b': 0.1}"#
         );
-        assert_eq!(text(&Value::from("as it is")), "as it is");
+        assert_eq!(text(&Value::from("as it is"), 0).unwrap(), "as it is");
+    }
+
+    #[test]
+    fn what_is_too_long_or_too_deep_is_refused() {
+        let long = Value::from(vec![1; 1000]);
+        let style =
+            JsonStyle::from_arguments(&[("indent", Value::from(1_u64 << 60))].into_iter().collect()).unwrap();
+        for error in [
+            text(&long, 999).unwrap_err(),
+            json(&Value::from(vec![1]), &style, 999).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::OutOfFuel);
+        }
+        let deep = (0..=MOST_DEPTH).fold(Value::from(1), |inner, _| Value::from(vec![inner]));
+        assert!(text(&deep, 9999).unwrap_err().to_string().contains("100 deep"));
+        assert!(text(&deep.get_item(&Value::from(0)).unwrap(), 9999).is_ok());
     }
 
     #[test]

@@ -207,8 +207,8 @@ fn environment(marks: Marks, fuel: u64) -> Result<Environment<'static>> {
     environment.set_unknown_method_callback(move |state, value, name, arguments| {
         method(marks, state, value, name, arguments)
     });
-    environment.set_formatter(|output, _, value| {
-        output.write_str(&python::text(value))?;
+    environment.set_formatter(|output, state, value| {
+        output.write_str(&text(state, value)?)?;
         Ok(())
     });
     environment.add_function(
@@ -218,19 +218,14 @@ fn environment(marks: Marks, fuel: u64) -> Result<Environment<'static>> {
         },
     );
     environment.add_function("strftime_now", |format: &str| python::time_now(format));
-    environment.add_filter("tojson", |value: &Value, arguments: Kwargs| {
-        python::json(value, &JsonStyle::from_arguments(&arguments)?)
+    environment.add_filter("tojson", |state: &mut State, value: &Value, arguments: Kwargs| {
+        python::json(value, &JsonStyle::from_arguments(&arguments)?, room(state))
     });
     environment.add_filter(
         "trim",
         move |state: &mut State, value: &Value, arguments: Rest<Value>| {
-            method(
-                marks,
-                state,
-                &Value::from(python::text(value)),
-                "strip",
-                &arguments,
-            )
+            let text = text(state, value)?;
+            method(marks, state, &Value::from(text), "strip", &arguments)
         },
     );
     environment.add_filter(
@@ -243,6 +238,19 @@ fn environment(marks: Marks, fuel: u64) -> Result<Environment<'static>> {
         environment.add_filter(name, move |value: &Value| length(marks, value));
     }
     Ok(environment)
+}
+
+/// How many bytes a value may be printed into: as many as there is fuel, which pays for each that is kept.
+fn room(state: &State) -> usize {
+    let fuel = state.fuel_levels().map_or(FUEL, |(_, left)| left);
+    usize::try_from(fuel).unwrap_or(usize::MAX)
+}
+
+/// A value as Python prints it, at the cost of some fuel for the work.
+fn text(state: &State, value: &Value) -> std::result::Result<String, JinjaError> {
+    let text = python::text(value, room(state))?;
+    state.consume_fuel(text.len() as u64 / 64)?;
+    Ok(text)
 }
 
 fn length(marks: Marks, value: &Value) -> std::result::Result<usize, JinjaError> {
@@ -267,6 +275,10 @@ fn method(
     name: &str,
     arguments: &[Value],
 ) -> std::result::Result<Value, JinjaError> {
+    if name == "format" && value.as_str().is_some_and(asks_for_width) {
+        let what = "`format`: expected widths and precisions below 10000";
+        return Err(JinjaError::new(ErrorKind::InvalidOperation, what));
+    }
     let Some(text) = value.as_str().filter(|text| marks.occur_in(text)) else {
         return python_method(state, value, name, arguments);
     };
@@ -300,6 +312,16 @@ fn method(
         }
     };
     Ok(marks.cut(text, [range]).pop().unwrap_or_default().into())
+}
+
+/// Whether a text to format has numbers within braces that would make it long: minijinja takes no fuel for these.
+fn asks_for_width(text: &str) -> bool {
+    let fields = text
+        .split('{')
+        .skip(1)
+        .filter_map(|field| field.split('}').next());
+    let mut numbers = fields.flat_map(|field| field.split(|letter: char| !letter.is_ascii_digit()));
+    numbers.any(|number| number.len() > 4)
 }
 
 fn unmark(marks: Marks, value: &Value) -> Value {

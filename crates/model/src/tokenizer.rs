@@ -6,6 +6,7 @@
 //! text, and everything between two control tokens is tokenised in one go, as transformers does.
 
 use std::collections::{BTreeSet, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
@@ -20,6 +21,9 @@ use crate::{Error, Result, tokenizer_gguf};
 
 /// Control tokens that end a turn wherever a tokenizer has them.
 const ENDS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
+
+/// How many times as long a normalizer or a decoder may make a text; those that we know of stay below 5.
+const MOST_GROWTH: f64 = 64.0;
 
 /// A conversation as the model sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,7 +134,7 @@ impl Tokenizer {
 
     /// Token ids of text in which nothing is a control token, whatever it spells. No start token is put before it.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.guarded.encode_fast(text, false).map_err(cause)?;
+        let encoding = ask(|| self.guarded.encode_fast(text, false))?;
         Ok(encoding
             .get_ids()
             .iter()
@@ -140,18 +144,13 @@ impl Tokenizer {
 
     /// Token ids of text whose control tokens are meant as such: never for text that a person wrote.
     pub fn encode_control(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self
-            .full
-            .encode_fast(text, false)
-            .map_err(cause)?
-            .get_ids()
-            .to_vec())
+        Ok(ask(|| self.full.encode_fast(text, false))?.get_ids().to_vec())
     }
 
     /// The text of token ids; `skip_special` leaves out those that are marked special, such as `<|im_end|>`.
     /// Qwen3's `<think>` and `</think>` are not special, so they stay.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.full.decode(ids, skip_special).map_err(cause)
+        ask(|| self.full.decode(ids, skip_special))
     }
 
     /// The tokenizer without the guard, for those who write it into a file.
@@ -284,6 +283,15 @@ impl Tokenizer {
     }
 }
 
+/// Has the tokenizers library do something. On some files that nobody would write in earnest it panics, even after it has
+/// taken them.
+fn ask<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    // What it may leave half done are caches of its own behind locks, which tell.
+    let answer = std::panic::catch_unwind(AssertUnwindSafe(call));
+    let panicked = |_| Error::Tokenizer("its file makes the tokenizers library panic".into());
+    answer.map_err(panicked)?.map_err(cause)
+}
+
 fn cause(error: tokenizers::Error) -> Error {
     Error::Tokenizer(error.to_string())
 }
@@ -294,10 +302,24 @@ fn load_folder(folder: &Path) -> Result<Parts> {
         path: path.clone(),
         source,
     })?;
-    let mut full = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| Error::Format {
-        path,
-        what: format!("expected a tokenizer of the tokenizers library: {error}"),
-    })?;
+    let wrong = |what: String| Error::Format {
+        path: path.clone(),
+        what,
+    };
+    let mut full = ask(|| tokenizers::Tokenizer::from_bytes(bytes))
+        .map_err(|error| wrong(format!("expected a tokenizer of the tokenizers library: {error}")))?;
+    let steps = [
+        ("normalizer", serde_json::to_value(full.get_normalizer())),
+        ("decoder", serde_json::to_value(full.get_decoder())),
+    ];
+    for (name, step) in steps {
+        let growth = growth(&step.map_err(|error| wrong(format!("`{name}`: {error}")))?);
+        if growth > MOST_GROWTH {
+            return Err(wrong(format!(
+                "`{name}`: expected to make a text at most {MOST_GROWTH} times as long, found up to {growth} times"
+            )));
+        }
+    }
     let config = read_object(&folder.join("tokenizer_config.json"))?;
     add_missing(&mut full, &config);
     let generation = read_object(&folder.join("generation_config.json"))?;
@@ -312,6 +334,22 @@ fn load_folder(folder: &Path) -> Result<Parts> {
         chat: ChatTemplate::load(folder, &config)?,
         full,
     })
+}
+
+/// How many times as long a normalizer's or decoder's `Replace` steps can make a text: a chain of them could fill any
+/// memory.
+fn growth(step: &Json) -> f64 {
+    let inner = step["normalizers"].as_array().or(step["decoders"].as_array());
+    let length = |value: &Json| value.as_str().map_or(0, str::len) as f64;
+    match step["type"].as_str() {
+        Some("Sequence") => inner.into_iter().flatten().map(growth).product(),
+        Some("Replace") => match length(&step["pattern"]["String"]) {
+            // A pattern may match nothing at all, and that between any two letters.
+            0.0 => 1.0 + length(&step["content"]),
+            pattern => (length(&step["content"]) / pattern).max(1.0),
+        },
+        _ => 1.0,
+    }
 }
 
 /// Added tokens that only `tokenizer_config.json` lists, as transformers adds them.

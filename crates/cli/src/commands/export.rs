@@ -7,6 +7,7 @@ use model::export::modelfile;
 use model::generate::Sampling;
 
 use crate::arguments::{Drawing, Export, ExportTarget, GgufTarget, Precision};
+use crate::commands::card;
 use crate::error::{Error, Result};
 use crate::local::Local;
 use crate::output::print_line;
@@ -37,6 +38,7 @@ fn write_whole(target: &ExportTarget) -> Result<()> {
     let local = load_merged(&checkpoint)?;
     local.decoder.save(&target.output, target.dtype.into())?;
     local.tokenizer.save(&target.output)?;
+    card::write(&target.output, Path::new(&checkpoint), &local.base)?;
     print_line(&target.output.display().to_string())
 }
 

@@ -1,6 +1,7 @@
 //! The commands, one file each: arguments into calls of the crates beneath.
 
 mod bench;
+mod card;
 mod chat;
 mod dry_run;
 mod eval;
