@@ -28,7 +28,7 @@ from against_peers import machine
 
 NAMES = {"bf16": "bfloat16", "f32": "float32"}
 # How often a run is done that other programs disturb.
-TRIES = 2
+TRIES = 4
 
 
 def main():
