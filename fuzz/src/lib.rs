@@ -236,7 +236,9 @@ const ROOM: usize = 256;
 pub fn request(bytes: &[u8]) -> Outcome {
     static APP: OnceLock<(Runtime, Router)> = OnceLock::new();
     let (runtime, app) = APP.get_or_init(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
         (runtime.expect("a runtime"), app())
     });
     let mut outcome = Ok(());
