@@ -36,8 +36,11 @@ use tower::ServiceExt;
 /// Ok, or the error's message, in which the folder of the attack is left out.
 pub type Outcome = Result<(), String>;
 
+/// Reads bytes of a stranger.
+pub type Reader = fn(&[u8]) -> Outcome;
+
 /// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8]) -> Outcome); 7] = [
+pub const TARGETS: [(&str, Reader); 7] = [
     ("gguf", gguf),
     ("safetensors", safetensors),
     ("config", config),
