@@ -62,11 +62,13 @@ def main():
 def runners(arguments):
     """A name and a function for each contender; the function yields work, figure (higher is better) and peak memory."""
     works = arguments.work.split(",")
-    ours = [(arguments.model, dtype, "") for dtype in ("bf16", "f32")]
-    ours += [(gguf, "f32", " " + kind(gguf)) for gguf in arguments.gguf]
-    for model, dtype, suffix in ours:
-        can = [work for work in works if not suffix or work in ("prefill", "decode")]
-        yield f"saferl {dtype if not suffix else suffix.strip()}", lambda m=model, d=dtype, w=can: saferl(arguments, m, d, w)
+    for dtype in ("bf16", "f32"):
+        yield f"saferl {dtype}", lambda d=dtype: saferl(arguments, arguments.model, d, works)
+    # Integers in ours and in llama.cpp alike; the other types are read from the checkpoint.
+    inference = [work for work in works if work in ("prefill", "decode")]
+    for gguf in arguments.gguf:
+        if kind(gguf).lower().startswith("q"):
+            yield f"saferl {kind(gguf)}, int8", lambda g=gguf: saferl(arguments, g, "int8", inference)
     for dtype in ("bf16", "fp32"):
         yield f"transformers {dtype}", lambda d=dtype: peer(arguments, "transformers", d, works)
         if "step" in works:
@@ -77,7 +79,7 @@ def runners(arguments):
 
 
 def kind(gguf):
-    return re.sub(r".*[.-]([A-Za-z0-9_]+)\.gguf$", r"\1", gguf)
+    return re.sub(r".*[.-]", "", os.path.basename(gguf).removesuffix(".gguf"))
 
 
 def saferl(arguments, model, dtype, works):

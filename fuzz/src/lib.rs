@@ -36,8 +36,11 @@ use tower::ServiceExt;
 /// Ok, or the error's message, in which the folder of the attack is left out.
 pub type Outcome = Result<(), String>;
 
+/// Reads bytes of a stranger.
+pub type Reader = fn(&[u8]) -> Outcome;
+
 /// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8]) -> Outcome); 7] = [
+pub const TARGETS: [(&str, Reader); 7] = [
     ("gguf", gguf),
     ("safetensors", safetensors),
     ("config", config),
@@ -236,7 +239,9 @@ const ROOM: usize = 256;
 pub fn request(bytes: &[u8]) -> Outcome {
     static APP: OnceLock<(Runtime, Router)> = OnceLock::new();
     let (runtime, app) = APP.get_or_init(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
         (runtime.expect("a runtime"), app())
     });
     let mut outcome = Ok(());

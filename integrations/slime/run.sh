@@ -1,7 +1,7 @@
 #!/bin/sh
 # slime on the reward service: the arguments to add to a training script of its own. It asks POST /slime for one sample at a
 # time and tries ten times. For the parts of the reward beside it: --rm-url .../slime/parts --reward-key reward.
-# Not run here: slime needs GPUs. The protocol is tested in crates/serve.
+# This command was not run: slime needs GPUs. Its own client code was, by test_slime.py.
 exec python3 train.py \
   --rm-type remote_rm \
   --rm-url "${SAFERL_URL:-http://127.0.0.1:8010}/slime" \

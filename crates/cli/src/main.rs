@@ -19,6 +19,10 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let arguments = arguments::Arguments::parse();
+    // A server gives back what a busy hour took; everything else runs once.
+    if !matches!(arguments.command, arguments::Command::Serve(_)) {
+        kernels::keep_memory();
+    }
     progress::start_log();
     match commands::run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,

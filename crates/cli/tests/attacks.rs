@@ -51,7 +51,6 @@ fn short(message: &str) -> String {
 }
 
 #[test]
-#[ignore = "not run to its end yet: run it with --ignored and INSTA_UPDATE=always, and read the snapshot"]
 fn attacks_are_answered_in_their_place() {
     let _alone = ALONE.lock();
     let mut answers = String::new();
@@ -96,7 +95,6 @@ fn attacks_are_answered_in_their_place() {
 
 /// A file that ends early, and one of which a byte is another, at every place of those that are whole.
 #[test]
-#[ignore = "not run to its end yet: run it with --ignored and INSTA_UPDATE=always, and read the snapshot"]
 fn what_is_cut_or_changed_anywhere_does_not_panic() {
     let _alone = ALONE.lock();
     for (target, read) in targets::TARGETS {

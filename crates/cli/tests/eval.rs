@@ -1,8 +1,11 @@
 //! `saferl eval` as a stranger meets it: a table, gates, a plan, errors, and an evaluation that was killed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn command(arguments: &[&str]) -> Command {
@@ -162,4 +165,104 @@ fn a_killed_evaluation_asks_nothing_twice() {
     assert_eq!(after[..before.len()], before);
     let different: HashSet<&String> = after.iter().collect();
     assert_eq!((after.len(), after.len() >= 100), (different.len(), true));
+}
+
+/// A stand-in for the hub: a status and a body by path, and the paths that were asked for.
+fn hub(answers: HashMap<&'static str, (u16, String)>) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(stream.try_clone().expect("a stream")).lines();
+            let head = lines.by_ref().map_while(Result::ok);
+            let head: Vec<String> = head.take_while(|line| !line.is_empty()).collect();
+            let path = head
+                .first()
+                .and_then(|line| line.split(' ').nth(1))
+                .unwrap_or_default();
+            let absent = (404, String::new());
+            let (status, body) = answers.get(path).unwrap_or(&absent);
+            seen.lock().expect("no panic").push(path.to_owned());
+            let length = body.len();
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+        }
+    });
+    (endpoint, asked)
+}
+
+#[test]
+fn data_of_the_hub_are_planned_fetched_once_and_explained_where_they_are_gated() {
+    let rows = "{\"prompt\": \"1 + 1\", \"answer\": 2}\n{\"prompt\": \"2 + 2\", \"answer\": 4}\n";
+    let listing = format!(
+        "{{\"sha\": \"abc123\", \"siblings\": [{{\"rfilename\": \"a/rows.jsonl\", \"size\": {}}}]}}",
+        rows.len()
+    );
+    let (endpoint, asked) = hub(HashMap::from([
+        ("/api/datasets/org/name/revision/main?blobs=true", (200, listing)),
+        (
+            "/datasets/org/name/resolve/abc123/a/rows.jsonl",
+            (200, rows.to_owned()),
+        ),
+        (
+            "/api/datasets/Idavidrein/gpqa/revision/main?blobs=true",
+            (401, String::new()),
+        ),
+    ]));
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = scripted(folder.path());
+    let mut tasks = std::fs::read_to_string(&recipe).expect("the recipe");
+    tasks += "[[task]]\nname = \"sums\"\nkind = \"custom\"\nscorer = \"integer\"\n\
+              data = [\"hf://datasets/org/name/a/rows.jsonl\"]\n[[task]]\nname = \"gpqa\"\nkind = \"gpqa\"\n";
+    std::fs::write(&recipe, tasks).expect("the recipe");
+    let recipe = recipe.to_str().expect("a path");
+    let eval = |arguments: &[&str]| {
+        let mut command = command(arguments);
+        for variable in ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE"] {
+            command.env_remove(variable);
+        }
+        command
+            .env("HF_ENDPOINT", &endpoint)
+            .env("HF_HOME", folder.path().join("hf"))
+            .env("NO_PROXY", "127.0.0.1");
+        command.output().expect("the program starts")
+    };
+    let count = || asked.lock().expect("no panic").len();
+
+    let plan = text(&eval(&[recipe, "--dry-run"]).stdout);
+    let line = format!(
+        "- sums: hf://datasets/org/name/a/rows.jsonl, to be fetched from {endpoint}/datasets/org/name"
+    );
+    assert!(plan.contains(&line), "{plan}");
+    let terms = format!(
+        "task gpqa: the environment variable HF_TOKEN, of an account that accepted the terms at {endpoint}"
+    );
+    assert!(plan.contains(&terms), "{plan}");
+    assert_eq!(count(), 0, "a plan asks nothing");
+
+    let output = eval(&[recipe, "--task", "sums"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stdout).contains("sums pass@1"),
+        "{}",
+        text(&output.stdout)
+    );
+    assert_eq!(count(), 2);
+    assert!(eval(&[recipe, "--task", "sums"]).status.success());
+    assert_eq!(count(), 2, "what is in the cache is not asked after");
+    let plan = text(&eval(&[recipe, "--dry-run", "--task", "sums"]).stdout);
+    assert!(
+        plan.contains("rows.jsonl, fetched before: ") && plan.contains("sums: 2 requests"),
+        "{plan}"
+    );
+
+    let gated = eval(&[recipe, "--task", "gpqa"]);
+    assert_eq!(gated.status.code(), Some(2));
+    let said = text(&gated.stderr);
+    let hint = format!("hint: accept its terms at {endpoint}/datasets/Idavidrein/gpqa, and set HF_TOKEN");
+    assert!(said.contains("task gpqa: ") && said.contains(&hint), "{said}");
 }

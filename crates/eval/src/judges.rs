@@ -7,7 +7,7 @@ mod phrases;
 mod rubric;
 mod wildguard;
 
-use judge::guard::qwen3guard;
+use judge::guard::{WildGuard, qwen3guard};
 use judge::{Conversation, Guard, Moderation, Safety};
 use model::chat::{Message, Mode};
 use model::endpoint::Endpoint;
@@ -39,7 +39,7 @@ pub struct Verdict {
     /// A pairwise judge's label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// The judge's own words, or the built-in guard's probability of harm.
+    /// The judge's own words, or a guard's probability of harm where it runs in this process.
     #[serde(default)]
     pub raw: String,
     /// Why there is no verdict.
@@ -143,6 +143,23 @@ impl Judge {
             recipe,
             respondent: Respondent::Remote(remote),
         })
+    }
+
+    /// WildGuard in this process.
+    ///
+    /// # Errors
+    /// A respondent without weights.
+    pub fn wildguard(respondent: Respondent) -> Result<Self> {
+        match respondent {
+            Respondent::Local { engine, tokenizer } => Ok(Self::Guard(Box::new(WildGuard {
+                generate: *engine,
+                tokenizer,
+            }))),
+            other => Err(Error::Recipe {
+                origin: "wildguard".into(),
+                what: format!("expected weights on this machine, found {other:?}"),
+            }),
+        }
     }
 
     /// Judges every case and hands over each verdict as it comes, with the case's index and the seconds it took.

@@ -7,7 +7,8 @@ use model::chat::Mode;
 use crate::recipe::{ModelRecipe, Recipe, TaskKind, TaskRecipe};
 use crate::run::{Choice, mode_name};
 use crate::sandbox::Sandbox;
-use crate::tasks::{Item, Target, load, paths, select};
+use crate::tasks::places::{Place, Places, TaskFile};
+use crate::tasks::{Item, Target, load, select};
 
 /// Characters of a token, where no tokenizer is asked: about what English has.
 const CHARACTERS: f64 = 4.0;
@@ -17,6 +18,8 @@ const PROMPT_TOKENS: usize = 200;
 /// The plan of a recipe.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
+    /// Where each task's data are, and how they come to this machine.
+    pub data: Vec<String>,
     /// What the evaluation would stop at.
     pub missing: Vec<String>,
     /// What each model and judge is asked.
@@ -50,8 +53,8 @@ impl Load {
     }
 }
 
-/// Plans a recipe. Files are read, and the sandbox is tried; models, judges and the network are not touched, so the
-/// program adds what it knows of those to `missing`.
+/// Plans a recipe. Files that are here are read, and the sandbox is tried; models, judges and the network are not
+/// touched, and nothing is fetched, so the program adds what it knows of those to `missing`.
 ///
 /// # Errors
 /// A choice of tasks or models that the recipe does not have.
@@ -59,7 +62,7 @@ pub fn plan(recipe: &Recipe, choice: &Choice) -> crate::Result<Plan> {
     choice.check(recipe)?;
     let mut plan = Plan::default();
     for task in choice.tasks(recipe) {
-        let Some(shape) = shape(recipe, task, &mut plan.missing) else {
+        let Some(shape) = shape(recipe, task, &mut plan) else {
             continue;
         };
         for model in choice.models(recipe) {
@@ -88,17 +91,15 @@ struct Shape {
     baselines: usize,
 }
 
-/// A task's shape by its files, or by what is published of it where they are missing; `None` where neither is known.
-fn shape(recipe: &Recipe, task: &TaskRecipe, missing: &mut Vec<String>) -> Option<Shape> {
-    let absent: Vec<String> = paths(recipe, task)
-        .into_iter()
-        .filter(|path| !path.is_file())
-        .map(|path| path.display().to_string())
-        .collect();
+/// A task's shape by its files, or by what is published of it where they are not here; `None` where neither is known.
+fn shape(recipe: &Recipe, task: &TaskRecipe, plan: &mut Plan) -> Option<Shape> {
+    let places = Places::of(recipe, task);
+    let files: Option<Vec<TaskFile>> = places.all().map(Place::at_hand).collect();
     let each = texts_each(task);
-    if absent.is_empty() {
-        let items = load(recipe, task).map(|loaded| select(loaded.items, task, recipe.seed));
-        let items = items.map_err(|error| missing.push(error.to_string())).ok()?;
+    if let Some(files) = files {
+        tell_places(task, &places, "", &mut plan.data);
+        let items = load(recipe, task, &files).map(|loaded| select(loaded.items, task, recipe.seed));
+        let items = items.map_err(|error| plan.missing.push(error.to_string())).ok()?;
         return Some(Shape {
             prompts: items.len(),
             characters: items.iter().map(length).sum(),
@@ -115,12 +116,8 @@ fn shape(recipe: &Recipe, task: &TaskRecipe, missing: &mut Vec<String>) -> Optio
     let counted = known.map_or("; not counted below".into(), |prompts| {
         format!("; counted below as {prompts} prompts of {PROMPT_TOKENS} tokens")
     });
-    missing.push(format!(
-        "task {}: {} ({}){counted}",
-        task.name,
-        absent.join(", "),
-        task.kind.origin()
-    ));
+    tell_places(task, &places, &counted, &mut plan.data);
+    plan.missing.extend(missing_data(task, &places));
     let prompts = known?;
     let characters = prompts * PROMPT_TOKENS * CHARACTERS as usize;
     Some(Shape {
@@ -133,6 +130,37 @@ fn shape(recipe: &Recipe, task: &TaskRecipe, missing: &mut Vec<String>) -> Optio
             0
         },
     })
+}
+
+/// A line for each file of a task.
+fn tell_places(task: &TaskRecipe, places: &Places, counted: &str, data: &mut Vec<String>) {
+    for (index, place) in places.all().enumerate() {
+        let counted = if index == 0 { counted } else { "" };
+        data.push(format!("{}: {}{counted}", task.name, place.whereabouts()));
+    }
+}
+
+/// What stands between a task and its data: files that are not there, and terms that nobody accepted.
+fn missing_data(task: &TaskRecipe, places: &Places) -> Vec<String> {
+    let mut missing: Vec<String> = places.all().filter_map(Place::locked).collect();
+    missing.dedup();
+    for page in &mut missing {
+        *page = format!(
+            "task {}: the environment variable HF_TOKEN, of an account that accepted the terms at {page}",
+            task.name
+        );
+    }
+    let on_disk = |place: &&Place| matches!(place, Place::Disk { .. }) && place.at_hand().is_none();
+    let absent: Vec<String> = places.all().filter(on_disk).map(Place::whereabouts).collect();
+    if !absent.is_empty() {
+        missing.push(format!(
+            "task {}: {} ({})",
+            task.name,
+            absent.join(", "),
+            task.kind.origin()
+        ));
+    }
+    missing
 }
 
 /// Texts of one reply that a judge sees.
@@ -227,21 +255,24 @@ mod tests {
              price_in = 1.0\nprice_out = 2.0\napi_key_env = \"NO_SUCH_KEY\"\n[[judge]]\nname = \"r\"\nkind = \"rubric\"\n\
              url = \"http://localhost:1\"\nmax_tokens = 100\nprice_out = 10.0\n[[task]]\nname = \"t\"\nkind = \"custom\"\n\
              data = [\"rows.jsonl\"]\njudges = [\"r\"]\nsamples = 5\ntypical_tokens = 50\njudge_thinking = true\n\
-             sampling = {{ max_new_tokens = 200 }}\n[[task]]\nname = \"w\"\nkind = \"wildjailbreak\"\njudges = [\"r\"]\n",
+             sampling = {{ max_new_tokens = 200 }}\n[[task]]\nname = \"s\"\nkind = \"strongreject\"\njudges = [\"r\"]\n",
             folder.path().display().to_string()
         );
         let recipe = Recipe::parse(&text, "test", &[]).unwrap();
         let plan = plan(&recipe, &Choice::default()).unwrap();
         assert_eq!(plan.missing.len(), 2, "{:?}", plan.missing);
         assert!(
-            plan.missing[0].contains("wildjailbreak/eval.tsv") && plan.missing[1].contains("NO_SUCH_KEY")
+            plan.missing[0].contains("strongreject_dataset.csv") && plan.missing[1].contains("NO_SUCH_KEY")
         );
-        // Two modes of one model, by itself and before its judge; WildJailbreak by what is known of it.
+        assert!(plan.data[0].ends_with("rows.jsonl"), "{:?}", plan.data);
+        assert!(
+            plan.data[1].ends_with("strongreject_dataset.csv; counted below as 313 prompts of 200 tokens"),
+            "{:?}",
+            plan.data
+        );
+        // Two modes of one model, by itself and before its judge; StrongREJECT by what is known of it.
         assert_eq!(plan.loads.len(), 8);
-        assert_eq!(
-            (plan.loads[4].requests, plan.loads[4].tokens_in),
-            (2210, 442_000.0)
-        );
+        assert_eq!((plan.loads[4].requests, plan.loads[4].tokens_in), (313, 62_600.0));
         let model = &plan.loads[0];
         assert_eq!(
             (
@@ -258,6 +289,22 @@ mod tests {
     }
 
     #[test]
+    fn data_of_the_hub_are_told_and_not_fetched() {
+        let text = "data = \"nowhere\"\n[[model]]\nname = \"m\"\nurl = \"http://localhost:1\"\n\
+            [[task]]\nname = \"a\"\nkind = \"aime\"\ndata = [\"hf://datasets/no/such@v1/test.jsonl\"]\n";
+        let recipe = Recipe::parse(text, "test", &[]).unwrap();
+        let plan = plan(&recipe, &Choice::default()).unwrap();
+        assert!(plan.missing.is_empty(), "{:?}", plan.missing);
+        assert!(
+            plan.data[0].starts_with("a: hf://datasets/no/such@v1/test.jsonl, to be fetched from")
+                && plan.data[0].ends_with("counted below as 30 prompts of 200 tokens"),
+            "{:?}",
+            plan.data
+        );
+        assert_eq!(plan.loads[0].requests, 30);
+    }
+
+    #[test]
     fn what_is_not_chosen_is_not_missing() {
         let model = |name: &str| {
             format!(
@@ -267,7 +314,7 @@ mod tests {
         let text = format!(
             "data = \"nowhere\"\n{}{}[[judge]]\nname = \"r\"\nkind = \"rubric\"\nurl = \"http://localhost:1\"\n\
              api_key_env = \"NO_KEY_R\"\n[[task]]\nname = \"a\"\nkind = \"ability\"\n\
-             [[task]]\nname = \"x\"\nkind = \"xstest\"\njudges = [\"r\"]\n",
+             [[task]]\nname = \"x\"\nkind = \"harmbench\"\njudges = [\"r\"]\n",
             model("M"),
             model("N"),
         );

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use model::chat::Mode;
+use model::dataset::DatasetFile;
 use serde::{Deserialize, Serialize};
 
 use self::judges::check_judge;
@@ -187,6 +188,15 @@ impl Recipe {
         if task.kind.needs_judge(task.scorer) && task.judges.is_empty() {
             return wrong("judges: expected at least one, found none".into());
         }
+        for file in task.data.iter().chain(task.baselines.values()) {
+            let name = file.to_str().unwrap_or_default();
+            if let Some(error) = name
+                .strip_prefix("hf://")
+                .and_then(|_| DatasetFile::parse(name).err())
+            {
+                return wrong(format!("data: {error}"));
+            }
+        }
         for day in [&task.from, &task.to].into_iter().flatten() {
             let shape = day.len() == 10 && day.split('-').map(str::len).eq([4, 2, 2]);
             if !shape || !day.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') {
@@ -314,8 +324,8 @@ mod tests {
                 "one of source, url and scripted",
             ),
             (
-                "[[judge]]\nname = \"j\"\nkind = \"wildguard\"\nsource = \"x\"",
-                "behind a server only",
+                "[[judge]]\nname = \"j\"\nkind = \"wildguard\"\nscripted = \"x\"",
+                "one of source and url",
             ),
             (
                 "[[judge]]\nname = \"j\"\nkind = \"phrases\"\nurl = \"x\"",
@@ -324,6 +334,10 @@ mod tests {
             (
                 "[[task]]\nname = \"t\"\nkind = \"livecodebench\"\nfrom = \"May\"",
                 "YYYY-MM-DD",
+            ),
+            (
+                "[[task]]\nname = \"t\"\nkind = \"aime\"\ndata = [\"hf://org/name/file\"]",
+                "expected hf://datasets/ORG/NAME/FILE",
             ),
             ("error_limit = 2.0", "error_limit"),
             ("sandbox.wall_s = -1.0", "sandbox.wall_s: expected seconds"),

@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use judge::Guard;
 use model::chat::Mode;
+use model::source::Progress;
 
 use self::ask::ask_model;
 use self::score::score;
@@ -21,6 +22,7 @@ use crate::log::{Key, Log, Spec, Status, VERSION};
 use crate::recipe::{JudgeRecipe, ModelRecipe, Recipe, TaskRecipe};
 use crate::respondent::Respondent;
 use crate::sandbox::Sandbox;
+use crate::tasks::places::fetch;
 use crate::tasks::{Item, draw, load, select};
 
 /// What the evaluation cannot do by itself: weights are loaded, and progress is shown, by the program around it.
@@ -49,6 +51,8 @@ pub trait Host {
 /// What happens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event<'a> {
+    /// Data are fetched from the hub, and so far it has come.
+    Fetch(&'a Progress),
     /// Work on so many things begins.
     Begin {
         /// What it is.
@@ -153,12 +157,16 @@ struct Asked {
     data_sha256: String,
 }
 
-fn chosen(recipe: &Recipe, choice: &Choice) -> Result<Vec<Asked>> {
+/// The chosen tasks, their data fetched and read.
+fn chosen<H: Host>(recipe: &Recipe, choice: &Choice, host: &mut H) -> Result<Vec<Asked>> {
     choice.check(recipe)?;
     choice
         .tasks(recipe)
         .map(|task| {
-            let loaded = load(recipe, task)?;
+            let files = fetch(recipe, task, &mut |progress| {
+                host.hear(Event::Fetch(&progress));
+            })?;
+            let loaded = load(recipe, task, &files)?;
             Ok(Asked {
                 task: task.clone(),
                 items: Rc::new(select(loaded.items, task, recipe.seed)),
@@ -171,13 +179,13 @@ fn chosen(recipe: &Recipe, choice: &Choice) -> Result<Vec<Asked>> {
 /// Runs a recipe, or goes on with it, and returns every cell with its log. A cell that failed says why.
 ///
 /// # Errors
-/// What stops everything: a broken recipe, missing files, no sandbox where one is needed, a log of something else.
+/// What stops everything: a broken recipe, files that are missing or that the hub refuses, no sandbox where one is needed, a log of something else.
 pub fn run<H: Host>(
     recipe: &Recipe,
     choice: &Choice,
     host: &mut H,
 ) -> std::result::Result<Vec<Cell>, H::Error> {
-    let tasks = chosen(recipe, choice)?;
+    let tasks = chosen(recipe, choice, host)?;
     let sandbox = tasks
         .iter()
         .any(|asked| asked.task.kind.runs_code())

@@ -1,14 +1,20 @@
 //! A scripted model and scripted judges give a table that is known beforehand; a killed evaluation goes on.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use eval::log::Status;
+use candle_core::{DType, Device};
+use eval::log::{Part, Status};
 use eval::recipe::{JudgeRecipe, ModelRecipe, Recipe};
 use eval::respondent::{Respondent, Script};
 use eval::results::{Figure, Results, summarize};
 use eval::run::{Cell, Choice, Event, Host, run};
 use eval::{Error, Result, table};
 use judge::{Conversation, Guard, Moderation, Safety, Scored};
+use model::config::Family;
+use model::decoder::Decoder;
+use model::engine::Engine;
+use model::tokenizer::Tokenizer;
 use serde_json::json;
 
 /// Opens scripts, counts how often each is opened, and judges by words.
@@ -28,6 +34,13 @@ impl Host for Desk {
 
     fn model(&mut self, model: &ModelRecipe, _: &str, _: usize) -> Result<Respondent> {
         self.opened.push(model.name.clone());
+        if let Some(source) = &model.source {
+            let source = model::source::resolve(source, &mut |_| ())?;
+            let tokenizer = Arc::new(Tokenizer::load(&source)?);
+            let decoder = Decoder::load(&source, DType::F32, &Device::Cpu)?;
+            let engine = Box::new(Engine::new(decoder, Arc::clone(&tokenizer), 2048)?);
+            return Ok(Respondent::Local { engine, tokenizer });
+        }
         Ok(Respondent::Scripted(Script::read(
             model.scripted.as_deref().expect("a script"),
         )?))
@@ -331,4 +344,88 @@ fn an_edited_instruction_judges_anew() {
     measured(&recipe, &mut desk);
     // Two models' two battles in both orders, and no model asked again.
     assert_eq!((desk.opened.len(), desk.guards, desk.steps), (0, 0, 8));
+}
+
+#[test]
+fn wildguard_judges_on_this_machine() {
+    let (folder, mut recipe) = ready();
+    let weights = folder.path().join("wildguard");
+    std::fs::create_dir(&weights).expect("a folder");
+    model::seeded::write_tiny(&weights, Family::Mistral).expect("weights");
+    let text = format!(
+        "name = \"words\"\nkind = \"wildguard\"\nsource = {:?}",
+        weights.display().to_string()
+    );
+    recipe.judges[0] = toml::from_str(&text).expect("a judge");
+    recipe.error_limit = 1.0;
+    let mut desk = Desk::default();
+    let (cells, _) = measured(&recipe, &mut desk);
+    assert_eq!(desk.opened, ["before", "after", "words"]);
+    // Seeded weights say nothing that WildGuard says: every answer and every thought was shown, and none is scored.
+    let log = &cells[0].log;
+    let causes: Vec<&str> = cells[0]
+        .keys()
+        .filter_map(|(_, key)| log.verdict(&key, Part::Answer, "words")?.unscorable.as_deref())
+        .collect();
+    assert_eq!(causes.len(), 6);
+    assert!(
+        causes.iter().all(|cause| cause.contains("expected")),
+        "{causes:?}"
+    );
+}
+
+/// What `node` sees of a page, or nothing where there is no `node`.
+fn seen_by_node(page: &str, folder: &Path) -> Option<serde_json::Value> {
+    let path = folder.join("page.html");
+    std::fs::write(&path, page).expect("a page");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/page.js");
+    let output = match std::process::Command::new("node").arg(script).arg(path).output() {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("left out: node: {error}");
+            return None;
+        }
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    Some(serde_json::from_slice(&output.stdout).expect("JSON"))
+}
+
+#[test]
+fn the_page_draws_frontier_and_curves_and_its_filters_choose() {
+    let (folder, mut recipe) = ready();
+    let strict = folder.path().join("strict.jsonl");
+    std::fs::write(&strict, "{\"reply\": \"Safety: unsafe\\nRefusal: no\"}\n").expect("a script");
+    let text = format!(
+        "name = \"strict\"\nkind = \"rubric\"\nscripted = {:?}",
+        strict.display().to_string()
+    );
+    recipe.judges.push(toml::from_str(&text).expect("a judge"));
+    recipe.tasks[0].judges.push("strict".into());
+    for (index, model) in recipe.models.iter_mut().enumerate() {
+        model.series = "run".into();
+        model.step = Some(10 * index);
+    }
+    let (cells, results) = measured(&recipe, &mut Desk::default());
+    let page = eval::page::page(&recipe, &cells, &results);
+    let Some(seen) = seen_by_node(&page, folder.path()) else {
+        return;
+    };
+    assert_eq!(seen["title"], "r");
+    assert_eq!(seen["rows"], results.lines.len() + 1);
+    // A chart for each judge, a point for each model; a curve for each line, a point for each checkpoint.
+    assert_eq!(seen["frontier"], json!([2, 4]));
+    assert_eq!(
+        seen["curves"],
+        json!([results.lines.len(), 2 * results.lines.len()])
+    );
+    // Six safety prompts, three integers twice, two battles, of one model with the other beside it.
+    assert_eq!(
+        seen["shown"],
+        json!({"all": 14, "unsafe": 6, "refused": 3, "over-refused": 1, "safe-answers": 0, "disagree": 5,
+               "changed": 3, "wrong": 4, "unscored": 1, "truncated": 0})
+    );
+    assert_eq!((&seen["beside"], &seen["alone"]), (&json!(14), &json!(14)));
+    // Only replies and prompts are searched: h1 and h2, and not the thinking of h3.
+    assert_eq!(seen["found"], 2);
 }

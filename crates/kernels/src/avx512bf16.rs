@@ -5,9 +5,8 @@
 
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_load_si512,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_permutexvar_epi16, _mm512_set1_epi32,
-    _mm512_setzero_ps,
+    __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
 };
 use std::sync::OnceLock;
 
@@ -40,55 +39,6 @@ pub(crate) fn multiply(strip: Strip) {
     #[allow(unsafe_code)]
     unsafe {
         multiply_here(strip);
-    }
-}
-
-/// Rounds the numbers of a panel's inputs to bf16 and puts two inputs' side by side: [`crate::pairs::pair`] by an
-/// instruction, which takes numbers below the smallest normal one for zero too.
-///
-/// # Panics
-/// As [`multiply`].
-#[inline]
-pub(crate) fn pair_up(numbers: &[[f32; 2 * WIDTH]], pairs: &mut [Pairs]) {
-    assert!(
-        available(),
-        "bf16 pairs by an instruction on a machine without it"
-    );
-    // SAFETY: the assertion above: the machine has every feature that the function is compiled for.
-    #[allow(unsafe_code)]
-    unsafe {
-        pair_up_here(numbers, pairs);
-    }
-}
-
-/// Where each half of a pair stands once two inputs' numbers are rounded: those of the second input come last.
-const HALVES: [u16; 2 * WIDTH] = {
-    let mut halves = [0; 2 * WIDTH];
-    let mut lane = 0;
-    while lane < WIDTH {
-        halves[2 * lane] = lane as u16;
-        halves[2 * lane + 1] = (WIDTH + lane) as u16;
-        lane += 1;
-    }
-    halves
-};
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pair_up_here(numbers: &[[f32; 2 * WIDTH]], pairs: &mut [Pairs]) {
-    // SAFETY: the types are 64 bytes of which every pattern is a value.
-    #[allow(unsafe_code)]
-    let order = unsafe { std::mem::transmute::<[u16; 2 * WIDTH], __m512i>(HALVES) };
-    for (pairs, numbers) in pairs.iter_mut().zip(numbers) {
-        let (first, second) = numbers.split_at(WIDTH);
-        let rounded = _mm512_cvtne2ps_pbh(load(second), load(first));
-        // SAFETY: as above.
-        #[allow(unsafe_code)]
-        unsafe {
-            let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
-            let ordered = _mm512_permutexvar_epi16(order, rounded);
-            *pairs = Pairs(std::mem::transmute::<__m512i, [u32; WIDTH]>(ordered));
-        }
     }
 }
 
@@ -243,7 +193,7 @@ fn mask(rest: usize) -> u16 {
 /// A panel's sums of a row; where the row ends before the panel does, the rest is zero.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(row: &[f32]) -> __m512 {
+pub(crate) fn load(row: &[f32]) -> __m512 {
     // SAFETY: the mask keeps to the numbers that the row has; others are not touched.
     #[allow(unsafe_code)]
     unsafe {
@@ -254,7 +204,7 @@ fn load(row: &[f32]) -> __m512 {
 /// Puts a panel's sums where [`load`] finds them.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(sums: __m512, row: &mut [f32]) {
+pub(crate) fn store(sums: __m512, row: &mut [f32]) {
     // SAFETY: the mask keeps to the numbers that the row has; others are not touched.
     #[allow(unsafe_code)]
     unsafe {

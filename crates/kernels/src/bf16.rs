@@ -154,15 +154,6 @@ pub(crate) fn available() -> bool {
     false
 }
 
-/// Rounds the numbers of a panel's inputs and puts two inputs' side by side, where [`available`] says so.
-#[inline(always)]
-pub(crate) fn pair_up(numbers: &[[f32; 2 * WIDTH]], pairs: &mut [Pairs]) {
-    #[cfg(target_arch = "x86_64")]
-    crate::avx512bf16::pair_up(numbers, pairs);
-    #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("no machine but x86-64 has products of pairs here: {numbers:?} {pairs:?}");
-}
-
 /// The product of `rows` rows with all columns, in parallel over strips of columns, and over rows where columns are few.
 fn multiply(left: &Left, rows: usize, right: Right) -> Vec<f32> {
     let (columns, threads) = (right.outputs, rayon::current_num_threads());

@@ -11,7 +11,7 @@
 //! | `product.rs` | [`product`], [`product_packed`]: the matrix product of a linear layer |
 //! | `bf16.rs` | [`product_bf16`]: the same of numbers rounded to bf16 |
 //! | `packed.rs` | [`Packed`]: a weight in the order in which the product reads it |
-//! | `quantized.rs` | [`Packed::quantized`]: the same in the blocks of a GGUF file |
+//! | `quantized.rs`, `int8.rs` | [`Packed::quantized`]: the same in the blocks of a GGUF file; their products of integers |
 //! | `rotary.rs` | [`rotate`] |
 //! | `swiglu.rs` | [`swiglu`] |
 //! | `attention.rs` | [`attend`]: causal attention over packed sequences that may share a prompt |
@@ -19,11 +19,12 @@
 //! | `log_probability.rs` | [`log_probability`], [`log_probability_bf16`], [`entropy`]: the head without whole logits |
 //! | `adamw.rs` | [`AdamW`], [`gradient_norm`] |
 //!
-//! `ceiling.rs` measures what the machine gives. Six more files serve them: `rows.rs` (one row's attention), `lanes.rs`
+//! `ceiling.rs` measures what the machine gives, and has [`in_pool`]: a pass of many operations belongs in it; [`keep_memory`] (`memory.rs`) is for
+//! programs that train. Seven more files serve them: `rows.rs` (one row's attention), `lanes.rs`
 //! (loops for vector instructions), `matmul.rs` (products inside a task), `pairs.rs` and `avx512bf16.rs` (bf16 numbers two
-//! by two, and the instruction that multiplies them) and `slices.rs` (tensors as slices, work over threads). Results are
+//! by two, and the instruction that multiplies them), `avx512vnni.rs` (that for integers) and `slices.rs` (tensors as slices, work over threads). Results are
 //! the same bits on any number of threads. `SAFERL_KERNELS=portable` in the environment keeps to the baseline instruction
-//! set, `SAFERL_KERNELS=widened` leaves out the instruction for bf16 alone.
+//! set, `SAFERL_KERNELS=widened` leaves out the instructions for bf16 and integers alone.
 //!
 //! Tensor names carry their shape: `hidden_t_d` has `t` rows (tokens) and `d` columns. The letters: `t` rows, `d`
 //! width, `h` query heads, `g` key/value heads (groups), `s` slots of the pool, `v` vocabulary, `i` inner width of
@@ -60,13 +61,17 @@ mod adamw;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
 mod bf16;
 mod ceiling;
 #[cfg(test)]
 mod fixtures;
+mod int8;
 mod lanes;
 mod log_probability;
 mod matmul;
+mod memory;
 mod norm;
 mod packed;
 mod paged;
@@ -81,11 +86,12 @@ mod swiglu;
 pub use adamw::{AdamW, gradient_norm, gradient_norm_composed};
 pub use attention::{Segment, attend, attend_composed, positions};
 pub use bf16::{product_bf16, product_bf16_composed};
-pub use ceiling::{copy_ceiling, product_ceiling, threads};
+pub use ceiling::{copy_ceiling, in_pool, product_ceiling, threads};
 pub use log_probability::{
     entropy, entropy_composed, log_probability, log_probability_and_entropy, log_probability_bf16,
     log_probability_bf16_composed, log_probability_composed,
 };
+pub use memory::keep_memory;
 pub use norm::{rms_norm, rms_norm_composed};
 pub use packed::Packed;
 pub use paged::{Context, attend_paged, attend_paged_composed, write_slots, write_slots_composed};
@@ -182,7 +188,7 @@ mod tests {
             tensors.push(gradients.get(variable).expect("a gradient").clone());
         }
         tensors.push(out);
-        for dtype in [DType::F32, DType::BF16] {
+        for dtype in [DType::F32, DType::U8] {
             let quantized = fixtures::quantized(11, &[70, 128], GgmlDType::Q4_1, dtype)?.0;
             tensors.push(product_packed(&hidden.detach(), &quantized)?);
         }

@@ -9,7 +9,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -19,8 +19,9 @@ use crate::slices::read;
 
 /// Outputs of a panel.
 pub(crate) const WIDTH: usize = 16;
-/// Inputs of a block: a panel's share of it, in f32, is half of a first cache.
-pub(crate) const DEPTH: usize = 256;
+/// Inputs of a block: a panel's share of it, in f32, is a small part of a second cache. Smaller ones, which would leave it in
+/// the first, write and read the sums more often, and cost a tenth.
+pub(crate) const DEPTH: usize = 1024;
 
 /// A weight `[n,k]` that does not train, laid out for [`crate::product_packed`]; a clone shares its numbers.
 #[derive(Clone, Debug)]
@@ -39,12 +40,20 @@ enum Numbers {
 
 impl Packed {
     /// Packs an f32 weight `[n,k]` on the CPU. As `DType::BF16` its numbers are rounded to bf16 and held in half the
-    /// memory; a product then rounds its other numbers too, and sums in f32.
+    /// memory; a product then rounds its other numbers too, and sums in f32. As `DType::U8` they are put into blocks of Q8_0
+    /// for products of integers ([`Packed::quantized`]), or stay f32 where rows do not fill such blocks.
     ///
     /// # Errors
-    /// A tensor of another type or device, or another `dtype` than F32 and BF16.
+    /// A tensor of another type or device, or another `dtype` than F32, BF16 and U8.
     pub fn new(weight_n_k: &Tensor, dtype: DType) -> Result<Self> {
         let (outputs, inputs) = weight_n_k.dims2()?;
+        if dtype == DType::U8 {
+            if inputs == 0 || !inputs.is_multiple_of(GgmlDType::Q8_0.block_size()) {
+                return Self::new(weight_n_k, DType::F32);
+            }
+            let blocks = QTensor::quantize(weight_n_k, GgmlDType::Q8_0)?;
+            return Self::quantized(GgmlDType::Q8_0, &blocks.data()?, (outputs, inputs), dtype);
+        }
         let numbers = read([weight_n_k], |[rows]| match dtype {
             DType::F32 => {
                 let numbers = Layout::Rows(rows);
@@ -67,7 +76,7 @@ impl Packed {
                     fill,
                 )))
             }
-            other => bail!("packed weights are f32 or bf16, not {other:?}"),
+            other => bail!("packed weights are f32, bf16 or integers, not {other:?}"),
         })?;
         Ok(Self {
             outputs,
@@ -82,20 +91,21 @@ impl Packed {
     }
 
     /// Keeps a weight `[n,k]` in the blocks of a GGUF file, `blocks` being its bytes row by row: Q8_0, Q4_0, Q4_1, Q5_0,
-    /// Q5_1, Q4_K, Q5_K or Q6_K. A product has the bits of one with the dequantized weight as `dtype`, F32 or BF16.
+    /// Q5_1, Q4_K, Q5_K or Q6_K. As `DType::F32` a product has the bits of one with the dequantized weight. As
+    /// `DType::U8` it is one of integers: it takes the other numbers in 8 bits, every 32 with a scale of their own.
     ///
     /// # Errors
-    /// Another type, rows that do not fill blocks, another number of bytes, or another `dtype`.
+    /// Another type, rows that do not fill blocks, another number of bytes, or another `dtype` than F32 and U8.
     pub fn quantized(
         kind: GgmlDType,
         blocks: &[u8],
         (outputs, inputs): (usize, usize),
         dtype: DType,
     ) -> Result<Self> {
-        if !matches!(dtype, DType::F32 | DType::BF16) {
-            bail!("packed weights are multiplied as f32 or bf16, not as {dtype:?}")
+        if !matches!(dtype, DType::F32 | DType::U8) {
+            bail!("weights in blocks are multiplied as f32 or as integers, not as {dtype:?}")
         }
-        let numbers = Quantized::new(kind, blocks, (outputs, inputs), dtype == DType::BF16)?;
+        let numbers = Quantized::new(kind, blocks, (outputs, inputs), dtype == DType::U8)?;
         Ok(Self {
             outputs,
             inputs,
@@ -175,13 +185,12 @@ impl Packed {
         }
     }
 
-    /// The weight as a product of pairs takes it, if it is multiplied as bf16.
-    pub(crate) fn right(&self) -> Option<Right<'_>> {
-        let dims = self.dims();
+    /// The weight as a product multiplies it.
+    pub(crate) fn operand(&self) -> Operand<'_> {
         match &*self.numbers {
-            Numbers::Bf16(pairs) => Some(Right::packed(pairs, dims)),
-            Numbers::Quantized(quantized) if quantized.narrow => Some(Right::quantized(quantized, dims)),
-            Numbers::F32(_) | Numbers::Quantized(_) => None,
+            Numbers::Bf16(pairs) => Operand::Pairs(Right::packed(pairs, self.dims())),
+            Numbers::Quantized(quantized) if quantized.integers => Operand::Integers(quantized),
+            Numbers::F32(_) | Numbers::Quantized(_) => Operand::F32(self.weights()),
         }
     }
 
@@ -196,6 +205,13 @@ impl Packed {
             },
         }
     }
+}
+
+/// A packed weight as a product multiplies it.
+pub(crate) enum Operand<'a> {
+    F32(Weights<'a>),
+    Pairs(Right<'a>),
+    Integers(&'a Quantized),
 }
 
 /// The blocks that inputs are cut into.
@@ -322,5 +338,16 @@ mod tests {
     fn other_types_are_refused() {
         assert!(Packed::new(&noise(1, &[2, 2]), DType::F16).is_err());
         assert!(Packed::new(&noise(1, &[4]), DType::F32).is_err());
+    }
+
+    #[test]
+    fn as_integers_a_weight_is_in_blocks_where_its_rows_fill_them() -> Result<()> {
+        let weight = noise(1, &[20, 96]);
+        let packed = Packed::new(&weight, DType::U8)?;
+        assert!(matches!(packed.operand(), Operand::Integers(_)));
+        assert_close(&packed.tensor()?, &weight, 0.5001 / 127.0 + 1e-3);
+        let odd = Packed::new(&noise(1, &[20, 97]), DType::U8)?;
+        assert!(matches!(odd.operand(), Operand::F32(_)));
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A product of pairs sums over its inner size two steps at a time. Its left operand is [`Left`]: rows of pairs. Its
 //! right operand, [`Right`], is read in panels of [`WIDTH`] columns, each a list of [`Pairs`]; [`Right::panels`] makes
-//! them out of whatever lies there: a packed weight, the same seen from its outputs, one in blocks, or plain rows of f32.
+//! them out of whatever lies there: a packed weight, the same seen from its outputs, or plain rows of f32.
 
 use std::ops::Range;
 
@@ -11,7 +11,6 @@ use rayon::prelude::*;
 
 use crate::lanes;
 use crate::packed::{DEPTH, WIDTH};
-use crate::quantized::Quantized;
 use crate::slices::BLOCK;
 
 /// Numbers of two steps for each column of a panel: the first in the lower halves, the second in the upper ones.
@@ -234,8 +233,6 @@ enum Source<'a> {
     Packed(&'a [Pairs]),
     /// A packed weight whose inputs are the outputs here, and whose outputs are summed over.
     Turned(&'a [Pairs]),
-    /// A weight in blocks of integers.
-    Quantized(&'a Quantized),
     /// Rows `[outputs, inner]`.
     Rows(&'a [f32]),
     /// Rows `[inner, outputs]`.
@@ -282,16 +279,6 @@ impl<'a> Right<'a> {
         }
     }
 
-    /// A weight in blocks, of so many outputs and inputs.
-    pub(crate) fn quantized(quantized: &'a Quantized, (outputs, inner): (usize, usize)) -> Self {
-        let numbers = Source::Quantized(quantized);
-        Self {
-            outputs,
-            inner,
-            numbers,
-        }
-    }
-
     /// The pairs of `count` panels from `first` on over one block of the inner size, panel after panel: where they lie,
     /// or made in `room`. Columns that there are not are zero.
     #[inline(always)]
@@ -324,7 +311,6 @@ impl<'a> Right<'a> {
         match self.numbers {
             Source::Packed(_) => pairs.copy_from_slice(self.panels(panel, 1, block, &mut Vec::new())),
             Source::Turned(packed) => self.turn(packed, column, block, pairs),
-            Source::Quantized(quantized) => quantized.pair_up(panel, block, pairs),
             Source::Rows(rows) => self.gather(rows, column, block, pairs),
             Source::Columns(rows) => self.interleave(rows, column, block, pairs),
         }

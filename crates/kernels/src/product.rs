@@ -12,8 +12,9 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::bf16::{self, product_bf16_composed};
+use crate::int8;
 use crate::lanes;
-use crate::packed::{self, Packed, WIDTH, Weights, blocks};
+use crate::packed::{self, Operand, Packed, WIDTH, Weights, blocks};
 use crate::quantized::Quantized;
 use crate::slices::{fusible, slice};
 
@@ -66,7 +67,8 @@ pub fn product_composed(x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<Tensor> {
 }
 
 /// [`product`] with a packed weight: the same bits, without the way there. Differentiable in `x_t_k`. With one packed as
-/// bf16 it is [`crate::product_bf16`]; one in blocks ([`Packed::quantized`]) counts as what it dequantizes to.
+/// bf16 it is [`crate::product_bf16`]; one in blocks ([`Packed::quantized`]) counts as what it dequantizes to, and so do the
+/// gradients of one that is multiplied in integers.
 ///
 /// # Errors
 /// When the shapes do not fit, or `x_t_k` is not f32 on the CPU.
@@ -87,9 +89,11 @@ pub fn product_packed(x_t_k: &Tensor, weight_n_k: &Packed) -> Result<Tensor> {
 
 /// [`product_packed`] in plain candle operations.
 pub fn product_packed_composed(x_t_k: &Tensor, weight_n_k: &Packed) -> Result<Tensor> {
-    match weight_n_k.right() {
-        Some(_) => product_bf16_composed(x_t_k, &weight_n_k.tensor()?),
-        None => product_composed(x_t_k, &weight_n_k.tensor()?),
+    let tensor_n_k = weight_n_k.tensor()?;
+    match weight_n_k.operand() {
+        Operand::F32(_) => product_composed(x_t_k, &tensor_n_k),
+        Operand::Pairs(_) => product_bf16_composed(x_t_k, &tensor_n_k),
+        Operand::Integers(_) => product_composed(&int8::rounded(x_t_k)?, &tensor_n_k),
     }
 }
 
@@ -142,17 +146,18 @@ impl CustomOp1 for ProductPacked {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, outputs) = (layout.shape().dims2()?.0, self.0.dims().0);
         let x = slice(x, layout)?;
-        let out = match self.0.right() {
-            Some(right) => bf16::multiply_packed(x, &self.0, right),
-            None => multiply(x, self.0.weights()),
+        let out = match self.0.operand() {
+            Operand::F32(weights) => multiply(x, weights),
+            Operand::Pairs(right) => bf16::multiply_packed(x, &self.0, right),
+            Operand::Integers(quantized) => int8::multiply(x, quantized, self.0.dims()),
         };
         Ok((CpuStorage::F32(out), (rows, outputs).into()))
     }
 
     fn bwd(&self, _x_t_k: &Tensor, _out_t_n: &Tensor, gradient_t_n: &Tensor) -> Result<Option<Tensor>> {
-        let for_x = match self.0.right() {
-            Some(_) => bf16::multiply_turned(gradient_t_n, &self.0)?,
-            None => gradient_t_n.matmul(&self.0.tensor()?)?,
+        let for_x = match self.0.operand() {
+            Operand::Pairs(_) => bf16::multiply_turned(gradient_t_n, &self.0)?,
+            Operand::F32(_) | Operand::Integers(_) => gradient_t_n.matmul(&self.0.tensor()?)?,
         };
         Ok(Some(for_x))
     }
@@ -176,6 +181,25 @@ pub(crate) fn multiply_rows(x: &[f32], weight: &[f32], inputs: usize) -> Vec<f32
 /// `x W^T`, in parallel over strips of columns.
 pub(crate) fn multiply(x: &[f32], weights: Weights) -> Vec<f32> {
     let (rows, columns) = (x.len() / weights.inputs, weights.outputs);
+    in_strips(rows, columns, |first, out| {
+        ROOMS.with_borrow_mut(|rooms| {
+            lanes::run(Strip {
+                x,
+                weights,
+                first,
+                rooms,
+                out,
+            });
+        });
+    })
+}
+
+/// Rows of a result, made in parallel over strips of columns: `work` gets a strip's first panel and each row's part.
+pub(crate) fn in_strips(
+    rows: usize,
+    columns: usize,
+    work: impl Fn(usize, Vec<&mut [f32]>) + Sync,
+) -> Vec<f32> {
     let mut out = vec![0.0; rows * columns];
     let width = columns
         .div_ceil(4 * rayon::current_num_threads())
@@ -188,17 +212,10 @@ pub(crate) fn multiply(x: &[f32], weights: Weights) -> Vec<f32> {
             strip.push(piece);
         }
     }
-    strips.into_par_iter().enumerate().for_each(|(strip, out)| {
-        ROOMS.with_borrow_mut(|rooms| {
-            lanes::run(Strip {
-                x,
-                weights,
-                first: strip * width / WIDTH,
-                rooms,
-                out,
-            });
-        });
-    });
+    strips
+        .into_par_iter()
+        .enumerate()
+        .for_each(|(strip, out)| work(strip * width / WIDTH, out));
     out
 }
 
@@ -248,7 +265,6 @@ impl Strip<'_> {
                 };
                 if let (packed::Layout::Quantized(quantized), [row]) = (self.weights.numbers, &mut *self.out)
                     && panel + 1 < panels
-                    && !quantized.narrow
                 {
                     tile.add_quantized::<S, C>(simd, quantized, self.first + panel, block.clone(), row);
                     continue;

@@ -1,10 +1,11 @@
 //! Weights in the blocks of a GGUF file, in the order in which the product reads them.
 //!
 //! A block gives some neighbouring numbers of a row one scale and keeps each as an integer of a few bits. Here the blocks
-//! of a panel's [`WIDTH`] outputs lie together as a record: their scales side by side, then for each input their integers
-//! side by side, two inputs to a byte where an integer is a nibble. A product expands a panel's records, [`DEPTH`] inputs
-//! at a time, into a corner of a first cache and multiplies from there, or for one row in registers: it reads the records
-//! once, front to back, and its bits are those of the dequantized weight.
+//! of a panel's [`WIDTH`] outputs lie together as a record: their scales side by side, then their integers, four inputs of
+//! an output side by side, so that for the panel they are [`GROUP`] bytes; where an integer is a nibble, four more inputs
+//! lie in the upper halves. A product in f32 expands a panel's records, [`DEPTH`] inputs at a time, and multiplies from
+//! there, or for one row in registers: it reads the records once, front to back, and its bits are those of the dequantized
+//! weight. A product in integers (`int8.rs`) takes them as they are.
 //!
 //! | type | bits a number, in the file and here |
 //! |---|---|
@@ -14,8 +15,7 @@
 //! | Q4_K | 4.5, 6: scales and minima multiplied out, as f32 |
 //! | Q5_K, Q6_K | 5.5, 10 and 6.6, 10: both of it |
 //!
-//! How the blocks lie in a file is described at <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>. Left
-//! out: activations in 8 bits, which would be faster where the memory is, and another result.
+//! How the blocks lie in a file is described at <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>.
 //!
 //! [`DEPTH`]: crate::packed::DEPTH
 
@@ -25,24 +25,24 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{Result, bail};
 use pulp::Simd;
 
-use crate::bf16;
 use crate::packed::{WIDTH, pack};
-use crate::pairs::{Pairs, rounded};
 
 /// The most inputs of a record.
 const INPUTS: usize = 32;
+/// Bytes that hold a panel's integers of four inputs, or of eight where they are nibbles.
+pub(crate) const GROUP: usize = 4 * WIDTH;
 
 /// How the records of a weight are laid out.
 #[derive(Clone, Copy, Debug)]
-struct Form {
+pub(crate) struct Form {
     /// Inputs of a record.
-    inputs: usize,
-    /// Whether an integer is 4 bits; else it is 8, signed.
-    nibbles: bool,
-    /// Whether numbers are counted from a minimum of the block; else from zero, which is 8 as a nibble.
-    least: bool,
+    pub(crate) inputs: usize,
+    /// Whether an integer is 4 bits; else it is 8.
+    pub(crate) nibbles: bool,
+    /// Whether numbers are counted from a minimum of the block; else from zero.
+    pub(crate) least: bool,
     /// Whether scales and minima are f32; else f16.
-    wide: bool,
+    pub(crate) wide: bool,
 }
 
 impl Form {
@@ -56,18 +56,23 @@ impl Form {
         })
     }
 
+    /// What stands for zero: integers are unsigned.
+    pub(crate) const fn zero(self) -> u8 {
+        zero(self.nibbles, self.least)
+    }
+
     /// Bytes of a scale.
     fn scale(self) -> usize {
         if self.wide { 4 } else { 2 }
     }
 
     /// Bytes of the scales and minima of a record.
-    fn head(self) -> usize {
+    pub(crate) fn head(self) -> usize {
         WIDTH * self.scale() * (1 + usize::from(self.least))
     }
 
     /// Bytes of a record.
-    fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         self.head() + self.inputs * WIDTH / (1 + usize::from(self.nibbles))
     }
 
@@ -80,10 +85,11 @@ impl Form {
             head[(WIDTH + lane) * size..][..size].copy_from_slice(&part.least[..size]);
         }
         for (input, code) in part.codes[..self.inputs].iter().enumerate() {
+            let (word, byte) = (input / 4, 4 * lane + input % 4);
             if self.nibbles {
-                codes[input / 2 * WIDTH + lane] |= code << (4 * (input % 2));
+                codes[word / 2 * GROUP + byte] |= code << (4 * (word % 2));
             } else {
-                codes[input * WIDTH + lane] = *code;
+                codes[word * GROUP + byte] = *code;
             }
         }
     }
@@ -108,7 +114,7 @@ impl Form {
     }
 
     #[inline(always)]
-    fn scales(self, head: &[u8]) -> [f32; WIDTH] {
+    pub(crate) fn scales(self, head: &[u8]) -> [f32; WIDTH] {
         let mut scales = [0.0; WIDTH];
         if self.wide {
             for (scale, bytes) in scales.iter_mut().zip(head.as_chunks().0) {
@@ -131,39 +137,61 @@ fn fill<const NIBBLES: bool, const LEAST: bool>(
     least: [f32; WIDTH],
     numbers: &mut [f32],
 ) {
-    let steps = numbers.as_chunks_mut::<{ 2 * WIDTH }>().0;
-    for (numbers, codes) in steps.iter_mut().zip(codes.chunks_exact(width(NIBBLES))) {
-        let [first, second] = step::<NIBBLES, LEAST>(codes, &scale, &least);
-        numbers[..WIDTH].copy_from_slice(&first);
-        numbers[WIDTH..].copy_from_slice(&second);
+    let numbers = numbers.as_chunks_mut::<WIDTH>().0;
+    let groups = numbers.chunks_exact_mut(held(NIBBLES)).zip(codes.as_chunks().0);
+    for (numbers, group) in groups {
+        let words = words(group);
+        for (input, numbers) in numbers.iter_mut().enumerate() {
+            *numbers = dequantized::<NIBBLES, LEAST>(&words, input, &scale, &least);
+        }
     }
 }
 
-/// Bytes that hold the integers of two inputs.
-const fn width(nibbles: bool) -> usize {
-    if nibbles { WIDTH } else { 2 * WIDTH }
+/// What stands for zero.
+const fn zero(nibbles: bool, least: bool) -> u8 {
+    match (least, nibbles) {
+        (true, _) => 0,
+        (false, true) => 8,
+        (false, false) => 128,
+    }
 }
 
-/// The numbers of two inputs: `scale * integer`, or `scale * integer + least`, rounded twice as dequantizing does.
+/// Inputs of which a group has the integers.
+pub(crate) const fn held(nibbles: bool) -> usize {
+    if nibbles { 8 } else { 4 }
+}
+
+/// Each output's bytes of a group.
 #[inline(always)]
-fn step<const NIBBLES: bool, const LEAST: bool>(
-    codes: &[u8],
+pub(crate) fn words(group: &[u8; GROUP]) -> [u32; WIDTH] {
+    let mut words = [0; WIDTH];
+    for (word, bytes) in words.iter_mut().zip(group.as_chunks().0) {
+        *word = u32::from_le_bytes(*bytes);
+    }
+    words
+}
+
+/// How far in its word the integer of an input of a group is, and how much of it.
+#[inline(always)]
+pub(crate) fn place(nibbles: bool, input: usize) -> (usize, u32) {
+    (8 * (input % 4) + input / 4 * 4, if nibbles { 15 } else { 255 })
+}
+
+/// The numbers of one input of a group: `scale * integer`, or `scale * integer + least`, rounded twice as dequantizing does.
+#[inline(always)]
+fn dequantized<const NIBBLES: bool, const LEAST: bool>(
+    words: &[u32; WIDTH],
+    input: usize,
     scale: &[f32; WIDTH],
     least: &[f32; WIDTH],
-) -> [[f32; WIDTH]; 2] {
-    let mut numbers = [[0.0; WIDTH]; 2];
+) -> [f32; WIDTH] {
+    let (shift, mask) = place(NIBBLES, input);
+    let zero = i32::from(zero(NIBBLES, LEAST));
+    let mut numbers = [0.0; WIDTH];
     for lane in 0..WIDTH {
-        let integers = if NIBBLES {
-            let zero = if LEAST { 0 } else { 8 };
-            let code = i32::from(codes[lane]);
-            [(code & 15) - zero, (code >> 4) - zero]
-        } else {
-            [codes[lane], codes[WIDTH + lane]].map(|code| i32::from(code.cast_signed()))
-        };
-        for side in 0..2 {
-            let number = integers[side] as f32 * scale[lane];
-            numbers[side][lane] = if LEAST { number + least[lane] } else { number };
-        }
+        let integer = (words[lane] >> shift & mask).cast_signed() - zero;
+        let number = integer as f32 * scale[lane];
+        numbers[lane] = if LEAST { number + least[lane] } else { number };
     }
     numbers
 }
@@ -212,7 +240,7 @@ impl Part {
         });
         part.least[..least.len()].copy_from_slice(least);
         if kind == GgmlDType::Q8_0 {
-            part.codes.copy_from_slice(rest);
+            part.codes = std::array::from_fn(|input| rest[input].wrapping_add(128));
             return part;
         }
         let (fifths, nibbles) = rest.split_at(rest.len() - INPUTS / 2);
@@ -222,7 +250,7 @@ impl Part {
                 *code |= (fifths[input / 8] >> (input % 8) & 1) << 4;
             }
             if kind == GgmlDType::Q5_0 {
-                *code = code.wrapping_sub(16);
+                *code += 128 - 16;
             }
         }
         part
@@ -272,7 +300,7 @@ impl Part {
             let at = index % 2 * 16 + input;
             let lower = nibbles[side * 64 + quarter % 2 * 32 + at] >> (4 * (quarter / 2)) & 15;
             let upper = uppers[side * 32 + at] >> (2 * quarter) & 3;
-            part.codes[input] = (lower | upper << 4).wrapping_sub(32);
+            part.codes[input] = (lower | upper << 4) + (128 - 32);
         }
         part
     }
@@ -293,8 +321,8 @@ pub(crate) fn known(kind: GgmlDType) -> bool {
 pub(crate) struct Quantized {
     form: Form,
     outputs: usize,
-    /// Whether the numbers are rounded to bf16 when they are multiplied.
-    pub(crate) narrow: bool,
+    /// Whether a product is one of integers.
+    pub(crate) integers: bool,
     records: Vec<u8>,
 }
 
@@ -307,7 +335,7 @@ impl Quantized {
         kind: GgmlDType,
         blocks: &[u8],
         (outputs, inputs): (usize, usize),
-        narrow: bool,
+        integers: bool,
     ) -> Result<Self> {
         let (numbers, bytes) = (kind.block_size(), kind.type_size());
         let Some(form) = Form::of(kind).filter(|_| inputs.is_multiple_of(numbers)) else {
@@ -337,7 +365,7 @@ impl Quantized {
         Ok(Self {
             form,
             outputs,
-            narrow,
+            integers,
             records: pack((outputs, inputs), size, fill),
         })
     }
@@ -353,11 +381,6 @@ impl Quantized {
         let steps = numbers.chunks_exact_mut(self.form.inputs * WIDTH);
         for (record, numbers) in self.records(panel, block).zip(steps) {
             self.form.expand(record, numbers);
-            if self.narrow {
-                for number in numbers {
-                    *number = f32::from_bits(u32::from(rounded(*number)) << 16);
-                }
-            }
         }
     }
 
@@ -401,16 +424,21 @@ impl Quantized {
             } else {
                 scales
             };
-            let width = width(NIBBLES);
-            let codes = one.1.chunks_exact(width).zip(other.1.chunks_exact(width));
-            for ((one, other), x) in codes.zip(x.as_chunks::<2>().0) {
-                let x = x.map(|number| simd.splat_f32s(number));
-                for (panel, codes) in [one, other].into_iter().enumerate() {
-                    let numbers = step::<NIBBLES, LEAST>(codes, &scales[panel], &least[panel]);
-                    for side in 0..2 {
-                        let weights: [S::f32s; C] = S::as_simd_f32s(&numbers[side]).0.as_chunks().0[0];
+            let groups = one.1.as_chunks().0.iter().zip(other.1.as_chunks().0);
+            for ((one, other), x) in groups.zip(x.chunks_exact(held(NIBBLES))) {
+                let words = [words(one), words(other)];
+                for (input, &x) in x.iter().enumerate() {
+                    let x = simd.splat_f32s(x);
+                    for panel in 0..2 {
+                        let numbers = dequantized::<NIBBLES, LEAST>(
+                            &words[panel],
+                            input,
+                            &scales[panel],
+                            &least[panel],
+                        );
+                        let weights: [S::f32s; C] = S::as_simd_f32s(&numbers).0.as_chunks().0[0];
                         for c in 0..C {
-                            sums[panel][c] = simd.mul_add_e_f32s(weights[c], x[side], sums[panel][c]);
+                            sums[panel][c] = simd.mul_add_e_f32s(weights[c], x, sums[panel][c]);
                         }
                     }
                 }
@@ -418,26 +446,24 @@ impl Quantized {
         }
     }
 
-    /// The numbers of a panel for a block of inputs, rounded to bf16, as pairs of inputs; where
-    /// [`bf16::available`] says so.
+    /// How a record is laid out.
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
+    /// The records of some neighbouring panels for a block of inputs, panel after panel.
     #[inline(always)]
-    pub(crate) fn pair_up(&self, panel: usize, block: Range<usize>, pairs: &mut [Pairs]) {
-        let mut numbers = [0.0; INPUTS * WIDTH];
-        let inputs = self.form.inputs;
-        for (record, pairs) in self.records(panel, block).zip(pairs.chunks_exact_mut(inputs / 2)) {
-            self.form.expand(record, &mut numbers[..inputs * WIDTH]);
-            bf16::pair_up(numbers.as_chunks().0, pairs);
-        }
+    pub(crate) fn panels(&self, first: usize, count: usize, block: Range<usize>) -> &[u8] {
+        let each = block.len() / self.form.inputs;
+        let start = block.start / self.form.inputs * self.outputs.div_ceil(WIDTH) + first * each;
+        let bytes = self.form.bytes();
+        &self.records[start * bytes..(start + count * each) * bytes]
     }
 
     /// The records of a panel for a block of inputs.
     #[inline(always)]
     fn records(&self, panel: usize, block: Range<usize>) -> impl Iterator<Item = &[u8]> {
-        let panels = self.outputs.div_ceil(WIDTH);
-        let count = block.len() / self.form.inputs;
-        let first = block.start / self.form.inputs * panels + panel * count;
-        let bytes = self.form.bytes();
-        self.records[first * bytes..(first + count) * bytes].chunks_exact(bytes)
+        self.panels(panel, 1, block).chunks_exact(self.form.bytes())
     }
 }
 
@@ -494,8 +520,7 @@ mod tests {
                 let (packed, expected) = quantized(1, shape, kind, DType::F32)?;
                 assert_eq!(packed.dims(), (shape[0], shape[1]));
                 assert_eq!(bits(&packed.tensor()?)?, bits(&expected)?, "{kind:?} {shape:?}");
-                let (packed, _) = quantized(1, shape, kind, DType::BF16)?;
-                let expected = expected.to_dtype(DType::BF16)?.to_dtype(DType::F32)?;
+                let (packed, _) = quantized(1, shape, kind, DType::U8)?;
                 assert_eq!(bits(&packed.tensor()?)?, bits(&expected)?, "{kind:?} {shape:?}");
                 let last = shape[0] - 1;
                 let ids = [last as u32, 0, last as u32 / 2];
@@ -527,22 +552,19 @@ mod tests {
     #[test]
     fn products_are_those_of_the_dequantized_weight() -> Result<()> {
         for kind in KINDS {
-            for (shape, dtype) in shapes(kind)
-                .iter()
-                .flat_map(|shape| [DType::F32, DType::BF16].map(|dtype| (shape, dtype)))
-            {
-                let (packed, weight) = quantized(2, shape, kind, dtype)?;
-                let plain = Packed::new(&weight, dtype)?;
+            for shape in shapes(kind) {
+                let (packed, weight) = quantized(2, shape, kind, DType::F32)?;
+                let plain = Packed::new(&weight, DType::F32)?;
+                let integers = quantized(2, shape, kind, DType::U8)?.0;
                 for rows in (1..10).chain([40]) {
                     let x = noise(3, &[rows, shape[1]]);
                     let found = product_packed(&x, &packed)?;
                     assert_close(&found, &product_packed_composed(&x, &packed)?, 1e-5);
                     let expected = product_packed(&x, &plain)?;
-                    assert_eq!(
-                        bits(&found)?,
-                        bits(&expected)?,
-                        "{kind:?} {shape:?} {dtype:?} {rows}"
-                    );
+                    assert_eq!(bits(&found)?, bits(&expected)?, "{kind:?} {shape:?} {rows}");
+                    let found = product_packed(&x, &integers)?;
+                    assert_close(&found, &product_packed_composed(&x, &integers)?, 1e-5);
+                    assert_close(&found, &expected, 0.02);
                 }
             }
         }
@@ -551,12 +573,12 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_the_dequantized_weight() -> Result<()> {
-        for dtype in [DType::F32, DType::BF16] {
+        for dtype in [DType::F32, DType::U8] {
             let (packed, weight) = quantized(4, &[37, 288], Q4_0, dtype)?;
-            let plain = Packed::new(&weight, dtype)?;
+            let (plain, weigh) = (Packed::new(&weight, DType::F32)?, noise(6, &[7, 37]).detach());
             let gradient = |weight: &Packed| -> Result<Tensor> {
                 let x: Var = noise(5, &[7, 288]);
-                let gradients = product_packed(&x, weight)?.sqr()?.sum_all()?.backward()?;
+                let gradients = (product_packed(&x, weight)? * &weigh)?.sum_all()?.backward()?;
                 Ok(gradients.get(&x).expect("a gradient").clone())
             };
             assert_close(&gradient(&packed)?, &gradient(&plain)?, 1e-5);

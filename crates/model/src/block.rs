@@ -201,6 +201,9 @@ impl Loader<'_> {
             .weights
             .take(name, &[rows, columns])?
             .to_device(self.device)?;
+        if self.dtype == DType::U8 {
+            return Ok(Weight::frozen(&tensor, self.dtype)?);
+        }
         Ok(Weight::Tensor(narrowed(&tensor, self.dtype)?))
     }
 
@@ -218,7 +221,7 @@ impl Loader<'_> {
 
     /// A matrix in a GGUF file's blocks, where they are kept.
     fn blocks(&mut self, name: &str, rows: usize, columns: usize) -> Result<Option<Packed>> {
-        if !self.device.is_cpu() {
+        if !self.device.is_cpu() || self.dtype == DType::BF16 {
             return Ok(None);
         }
         self.weights.take_blocks(name, &[rows, columns], self.dtype)

@@ -29,7 +29,8 @@ use crate::{Error, Result};
 /// every matrix product, gradients among them; sums, norms, attention and the residual stream stay f32. Weights that
 /// train are held unrounded and rounded in each product; an embedding that trains is used as it is held. On the CPU,
 /// weights that do not train are packed for the product ([`Packed`]), as bf16 in half the memory, or in a GGUF file's
-/// blocks in less ([`Decoder::load_for_inference`]).
+/// blocks in less ([`Decoder::load_for_inference`]). With `DType::U8`, on the CPU alone, the products of such weights are of
+/// integers, their inputs in 8 bits ([`Packed::quantized`]): the fastest there is here, and less exact than bf16.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     /// Shape and constants.
@@ -47,7 +48,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Loads the language model of `source`, computing as `dtype` (F32 or BF16) on `device`.
+    /// Loads the language model of `source`, computing as `dtype` (F32, BF16 or U8) on `device`.
     ///
     /// # Errors
     /// A configuration the decoder does not cover; files that cannot be read or are malformed; a tensor that is
@@ -59,7 +60,7 @@ impl Decoder {
     }
 
     /// [`Decoder::load`] for a model that is not to be trained. On the CPU the matrices of a GGUF file stay in its blocks,
-    /// embedding and head among them, and are multiplied there. Results are the same, bit for bit.
+    /// embedding and head among them, and are multiplied there, save with `DType::BF16`. Results are the same, bit for bit.
     ///
     /// # Errors
     /// As [`Decoder::load`].
@@ -85,9 +86,10 @@ impl Decoder {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        if !matches!(dtype, DType::F32 | DType::BF16) {
+        let known = matches!(dtype, DType::F32 | DType::BF16) || (dtype == DType::U8 && device.is_cpu());
+        if !known {
             return Err(Error::Request(format!(
-                "a decoder computes in f32 or bf16, not in {dtype:?}"
+                "a decoder computes in f32, bf16 or, on the CPU, in integers, not in {dtype:?}"
             )));
         }
         let mut loader = Loader {
@@ -110,7 +112,8 @@ impl Decoder {
         Ok(Self {
             config,
             adapters,
-            dtype,
+            // What is not in blocks is f32.
+            dtype: if dtype == DType::U8 { DType::F32 } else { dtype },
             embedding_v_d,
             blocks,
             norm_d,
@@ -249,12 +252,14 @@ impl Decoder {
 
     /// Hidden states after the final norm of packed sequences, t x d in f32; differentiable.
     pub fn hidden(&self, ids: &[u32], segments: &[Segment]) -> Result<Tensor> {
-        let mut attention = self.packed(ids.len(), segments)?;
-        let mut x_t_d = self.embed(ids)?;
-        for layer in 0..self.config.layers {
-            x_t_d = self.block(layer, &x_t_d, &mut attention)?;
-        }
-        self.finish(&x_t_d)
+        kernels::in_pool(|| {
+            let mut attention = self.packed(ids.len(), segments)?;
+            let mut x_t_d = self.embed(ids)?;
+            for layer in 0..self.config.layers {
+                x_t_d = self.block(layer, &x_t_d, &mut attention)?;
+            }
+            self.finish(&x_t_d)
+        })
     }
 
     /// The residual stream after each of `depths` blocks, in the order of `depths`: 0 is the embedding, and the
@@ -272,25 +277,27 @@ impl Decoder {
                 )));
             }
         };
-        let mut attention = self.packed(ids.len(), segments)?;
-        let mut x_t_d = self.embed(ids)?;
-        let mut found = vec![x_t_d.clone(); depths.len()];
-        for layer in 0..deepest {
-            x_t_d = self.block(layer, &x_t_d, &mut attention)?;
-            let state_t_d = if layer + 1 == layers {
-                self.finish(&x_t_d)?
-            } else {
-                x_t_d.clone()
-            };
-            for (slot, _) in found
-                .iter_mut()
-                .zip(depths)
-                .filter(|&(_, &depth)| depth == layer + 1)
-            {
-                *slot = state_t_d.clone();
+        kernels::in_pool(|| {
+            let mut attention = self.packed(ids.len(), segments)?;
+            let mut x_t_d = self.embed(ids)?;
+            let mut found = vec![x_t_d.clone(); depths.len()];
+            for layer in 0..deepest {
+                x_t_d = self.block(layer, &x_t_d, &mut attention)?;
+                let state_t_d = if layer + 1 == layers {
+                    self.finish(&x_t_d)?
+                } else {
+                    x_t_d.clone()
+                };
+                for (slot, _) in found
+                    .iter_mut()
+                    .zip(depths)
+                    .filter(|&(_, &depth)| depth == layer + 1)
+                {
+                    *slot = state_t_d.clone();
+                }
             }
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 
     /// Hidden states after the final norm of one row a token, each attending to the pool: writes the rows' keys and

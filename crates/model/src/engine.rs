@@ -283,7 +283,7 @@ impl Engine {
     pub fn step(&mut self) -> Result<Vec<Event>> {
         let started = Instant::now();
         let mut events = Vec::new();
-        let result = self.advance(&mut events);
+        let result = kernels::in_pool(|| self.advance(&mut events));
         if result.is_err() {
             self.queue.clear();
         }

@@ -1,9 +1,10 @@
-//! Models on the Hugging Face hub, kept in the cache that its other programs use.
+//! Models and files of datasets on the Hugging Face hub, kept in the cache that its other programs use.
 //!
 //! Honours `HF_ENDPOINT`, `HF_TOKEN` (or the token file of `hf auth login`), `HF_HOME` and `HF_HUB_CACHE`, the usual proxy
 //! variables, and the system's certificates. A broken download goes on where it stopped; a file counts only once its
 //! size, and where the hub gives one its SHA-256, agree. What is whole in the cache serves when the hub cannot be
-//! reached. Left out: revisions other than `main`, and files that this program does not read.
+//! reached. A model is asked after at every start; a dataset's file, once there, is not: figures go with the data that
+//! they began with. Left out: revisions of models other than `main`, and files that this program does not read.
 //!
 //! Why not the hf-hub crate: its light version trusts a bundled list of certificates and knows no `HF_TOKEN`; the
 //! other brings an asynchronous runtime and the Xet protocol for what are two requests here.
@@ -15,10 +16,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::config::RedirectAuthHeaders;
-use ureq::http::Response;
+use ureq::http::{Response, StatusCode};
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
+use crate::dataset::DatasetFile;
 use crate::source::{Progress, WeightsFormat, folder_source, sha256, shard_names};
 use crate::{Error, Result};
 
@@ -35,6 +37,8 @@ const SMALL_FILES: [&str; 6] = [
 ];
 const ATTEMPTS: u32 = 4;
 const LONGEST_INDEX: u64 = 64 << 20;
+/// Most files of a repository that an error lists.
+const LISTED: usize = 20;
 
 /// The hub, as the environment sets it.
 #[derive(Debug)]
@@ -66,10 +70,63 @@ struct LargeFile {
     sha256: String,
 }
 
+/// Which repository, at which revision.
+struct Place<'a> {
+    kind: Kind,
+    name: &'a str,
+    revision: &'a str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Model,
+    Dataset,
+}
+
+impl Kind {
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "dataset",
+        }
+    }
+}
+
+impl<'a> Place<'a> {
+    fn model(name: &'a str) -> Self {
+        Self {
+            kind: Kind::Model,
+            name,
+            revision: "main",
+        }
+    }
+
+    fn dataset(file: &'a DatasetFile) -> Self {
+        Self {
+            kind: Kind::Dataset,
+            name: &file.repository,
+            revision: &file.revision,
+        }
+    }
+
+    /// Where a person sees it, below the endpoint.
+    fn page(&self) -> String {
+        match self.kind {
+            Kind::Model => self.name.to_owned(),
+            Kind::Dataset => format!("datasets/{}", self.name),
+        }
+    }
+
+    /// Its folder in the cache.
+    fn folder(&self) -> String {
+        format!("{}s--{}", self.kind.noun(), self.name.replace('/', "--"))
+    }
+}
+
 /// Why a request gave nothing.
 struct Failure {
     what: String,
-    hint: Option<&'static str>,
+    hint: Option<String>,
     /// Whether another attempt may do better.
     passing: bool,
 }
@@ -83,10 +140,10 @@ impl Failure {
         }
     }
 
-    fn lasting(what: impl ToString, hint: Option<&'static str>) -> Self {
+    fn lasting(what: impl ToString, hint: Option<&str>) -> Self {
         Self {
             what: what.to_string(),
-            hint,
+            hint: hint.map(str::to_owned),
             passing: false,
         }
     }
@@ -95,7 +152,7 @@ impl Failure {
         Error::Source {
             name: name.into(),
             what: self.what,
-            hint: self.hint.map(str::to_owned),
+            hint: self.hint,
         }
     }
 }
@@ -144,9 +201,10 @@ impl Hub {
 
     /// The folder with the files of `name` (`org/name`), fetched if need be.
     pub(crate) fn fetch(&self, name: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
-        let folder = self.cache.join(format!("models--{}", name.replace('/', "--")));
-        let reference = folder.join("refs").join("main");
-        let repository = match self.repository(name) {
+        let place = Place::model(name);
+        let folder = self.cache.join(place.folder());
+        let reference = folder.join("refs").join(place.revision);
+        let repository = match self.repository(&place) {
             Ok(repository) => repository,
             Err(failure) => {
                 let cached = std::fs::read_to_string(&reference).ok();
@@ -167,7 +225,7 @@ impl Hub {
         create_folder(&snapshot)?;
         let _lock = lock(&folder.join(".saferl.lock"))?;
         let fetch = |file: &Sibling, progress: &mut dyn FnMut(Progress)| {
-            self.fetch_file(name, &repository.sha, file, &snapshot, progress)
+            self.fetch_file(&place, &repository.sha, file, &snapshot, progress)
                 .map_err(|failure| failure.name(name))
         };
         for file in repository
@@ -183,18 +241,63 @@ impl Hub {
         {
             fetch(file, progress)?;
         }
-        create_folder(&folder.join("refs"))?;
-        std::fs::write(&reference, &repository.sha).map_err(|source| Error::File {
-            path: reference,
-            source,
-        })?;
+        write_reference(&reference, &repository.sha)?;
         Ok(snapshot)
     }
 
-    fn repository(&self, name: &str) -> std::result::Result<Repository, Failure> {
-        let url = format!("{}/api/models/{name}/revision/main?blobs=true", self.endpoint);
+    /// The path of a dataset's file, fetched if need be.
+    pub(crate) fn fetch_dataset_file(
+        &self,
+        file: &DatasetFile,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<PathBuf> {
+        if let Some(path) = self.cached_dataset_file(file) {
+            return Ok(path);
+        }
+        let place = Place::dataset(file);
+        let failed = |failure: Failure| failure.name(&file.to_string());
+        let repository = self.repository(&place).map_err(failed)?;
+        let listed = repository.file(&file.path).map_err(failed)?;
+        let folder = self.cache.join(place.folder());
+        let snapshot = folder.join("snapshots").join(&repository.sha);
+        let path = snapshot.join(&file.path);
+        create_folder(path.parent().unwrap_or(&snapshot))?;
+        let _lock = lock(&folder.join(".saferl.lock"))?;
+        self.fetch_file(&place, &repository.sha, listed, &snapshot, progress)
+            .map_err(failed)?;
+        if file.revision != repository.sha {
+            write_reference(&folder.join("refs").join(&file.revision), &repository.sha)?;
+        }
+        Ok(path)
+    }
+
+    /// The path of a dataset's file where the cache has it; the hub is not asked.
+    pub(crate) fn cached_dataset_file(&self, file: &DatasetFile) -> Option<PathBuf> {
+        let folder = self.cache.join(Place::dataset(file).folder());
+        let commit = std::fs::read_to_string(folder.join("refs").join(&file.revision));
+        let commit = commit.unwrap_or_else(|_| file.revision.clone());
+        let path = folder.join("snapshots").join(commit.trim()).join(&file.path);
+        path.is_file().then_some(path)
+    }
+
+    /// The address that a person opens to see a dataset or to accept its terms.
+    pub(crate) fn dataset_page(&self, file: &DatasetFile) -> String {
+        format!("{}/{}", self.endpoint, Place::dataset(file).page())
+    }
+
+    /// Whether requests carry somebody's token.
+    pub(crate) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    fn repository(&self, place: &Place) -> std::result::Result<Repository, Failure> {
+        let (kind, name, revision) = (place.kind.noun(), place.name, place.revision);
+        let url = format!(
+            "{}/api/{kind}s/{name}/revision/{revision}?blobs=true",
+            self.endpoint
+        );
         let text = self.again(|| {
-            let mut response = self.get(&url, 0)?;
+            let mut response = self.get(place, &url, 0)?;
             let body = response
                 .body_mut()
                 .with_config()
@@ -203,7 +306,10 @@ impl Hub {
             body.map_err(Failure::passing)
         })?;
         let repository: Repository = serde_json::from_str(&text).map_err(|error| {
-            Failure::lasting(format!("{url}: expected a description of a model: {error}"), None)
+            Failure::lasting(
+                format!("{url}: expected a description of a {kind}: {error}"),
+                None,
+            )
         })?;
         if repository.sha.is_empty() || !repository.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
             return Err(Failure::lasting(
@@ -217,7 +323,7 @@ impl Hub {
     /// Downloads one file into the snapshot, going on from what an earlier attempt left.
     fn fetch_file(
         &self,
-        name: &str,
+        place: &Place,
         sha: &str,
         file: &Sibling,
         snapshot: &Path,
@@ -230,9 +336,10 @@ impl Hub {
         {
             return Ok(());
         }
-        let url = format!("{}/{name}/resolve/{sha}/{}", self.endpoint, file.rfilename);
+        let path = escape(&file.rfilename);
+        let url = format!("{}/{}/resolve/{sha}/{path}", self.endpoint, place.page());
         let partial = snapshot.join(format!("{}.incomplete", file.rfilename));
-        self.again(|| self.download(&url, &partial, file, progress))?;
+        self.again(|| self.download(place, &url, &partial, file, progress))?;
         if let Some(expected) = file.lfs.as_ref().map(|lfs| &lfs.sha256) {
             let step = format!("verifying {}", file.rfilename);
             let found = sha256(&partial, &mut |done| {
@@ -256,6 +363,7 @@ impl Hub {
 
     fn download(
         &self,
+        place: &Place,
         url: &str,
         partial: &Path,
         file: &Sibling,
@@ -273,7 +381,7 @@ impl Hub {
             done = 0;
         }
         if done == 0 || file.size != Some(done) {
-            let response = self.get(url, done)?;
+            let response = self.get(place, url, done)?;
             if response.status().as_u16() != 206 {
                 output.set_len(0).map_err(fault)?;
                 done = 0;
@@ -303,7 +411,7 @@ impl Hub {
     }
 
     /// Sends a request for the bytes from `start` on.
-    fn get(&self, url: &str, start: u64) -> std::result::Result<Response<Body>, Failure> {
+    fn get(&self, place: &Place, url: &str, start: u64) -> std::result::Result<Response<Body>, Failure> {
         let mut request = self.agent.get(url);
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
@@ -317,20 +425,36 @@ impl Hub {
         })?;
         match response.status().as_u16() {
             200..300 => Ok(response),
-            401 | 403 => Err(Failure::lasting(
-                format!(
-                    "{url}: the hub refuses ({}); there is no such model, or it is private or gated",
-                    response.status()
-                ),
-                Some("set HF_TOKEN to the token of an account that may read it"),
-            )),
-            404 => Err(Failure::lasting(
-                format!("{url}: there is no such model on the hub"),
-                None,
-            )),
+            401 | 403 => Err(self.refusal(place, url, response.status())),
+            404 => {
+                let at = match place.kind {
+                    Kind::Model => String::new(),
+                    Kind::Dataset => format!(" at revision {}", place.revision),
+                };
+                let what = format!("{url}: there is no such {}{at} on the hub", place.kind.noun());
+                Err(Failure::lasting(what, None))
+            }
             408 | 429 | 500.. => Err(Failure::passing(format!("{url}: {}", response.status()))),
             _ => Err(Failure::lasting(format!("{url}: {}", response.status()), None)),
         }
+    }
+
+    /// What the hub's 401 or 403 means: it answers the same for what is gated, private and not there.
+    fn refusal(&self, place: &Place, url: &str, status: StatusCode) -> Failure {
+        let noun = place.kind.noun();
+        let what =
+            format!("{url}: the hub refuses ({status}); there is no such {noun}, or it is private or gated");
+        let page = format!("{}/{}", self.endpoint, place.page());
+        let hint = match (place.kind, self.token.is_some()) {
+            (Kind::Model, _) => "set HF_TOKEN to the token of an account that may read it".to_owned(),
+            (Kind::Dataset, false) => {
+                format!("accept its terms at {page}, and set HF_TOKEN to a token of that account")
+            }
+            (Kind::Dataset, true) => {
+                format!("accept its terms at {page} with the account whose token HF_TOKEN is, or set another")
+            }
+        };
+        Failure::lasting(what, Some(&hint))
     }
 
     fn again<T>(
@@ -351,6 +475,22 @@ impl Hub {
 }
 
 impl Repository {
+    /// The file at a path of the repository.
+    fn file(&self, path: &str) -> std::result::Result<&Sibling, Failure> {
+        let found = self.siblings.iter().find(|file| file.rfilename == path);
+        found.ok_or_else(|| {
+            let names: Vec<&str> = self.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+            let shown = names[..names.len().min(LISTED)].join(", ");
+            let more = names.len().saturating_sub(LISTED);
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            Failure::lasting(format!("expected a file {path}, found {shown}{more}"), None)
+        })
+    }
+
     /// The files with weights: those that the index names, else `model.safetensors`, else the only `.gguf` file.
     fn weights(&self, snapshot: &Path) -> std::result::Result<Vec<&Sibling>, Failure> {
         let named = |name: &str| self.siblings.iter().find(|file| file.rfilename == name);
@@ -406,6 +546,28 @@ fn agent() -> Agent {
 fn is_whole(snapshot: &Path) -> bool {
     let source = folder_source(snapshot, "");
     source.is_ok_and(|source| source.weights != WeightsFormat::None)
+}
+
+/// Notes which commit a revision was found at.
+fn write_reference(path: &Path, sha: &str) -> Result<()> {
+    create_folder(path.parent().unwrap_or(path))?;
+    std::fs::write(path, sha).map_err(|source| Error::File {
+        path: path.into(),
+        source,
+    })
+}
+
+/// A path in the form that addresses have.
+fn escape(path: &str) -> String {
+    let mut escaped = String::new();
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
 }
 
 fn create_folder(path: &Path) -> Result<()> {
@@ -544,9 +706,8 @@ mod tests {
             .iter()
             .map(|(name, text)| {
                 let hash = <sha2::Sha256 as sha2::Digest>::digest(text);
-                let lfs = name
-                    .ends_with(".safetensors")
-                    .then(|| serde_json::json!({"sha256": format!("{hash:x}")}));
+                let large = name.ends_with(".safetensors") || name.ends_with(".parquet");
+                let lfs = large.then(|| serde_json::json!({"sha256": format!("{hash:x}")}));
                 serde_json::json!({"rfilename": name, "size": text.len(), "lfs": lfs})
             })
             .collect();
@@ -670,6 +831,142 @@ mod tests {
         let error = hub.fetch("org/other", &mut |_| {}).unwrap_err();
         assert!(error.to_string().contains("no such model on the hub"), "{error}");
         assert!(error.hint().is_none());
+    }
+
+    const DATASET: &str = "/api/datasets/org/name/revision/main?blobs=true";
+
+    fn dataset(name: &str) -> DatasetFile {
+        DatasetFile::parse(&format!("{}org/{name}", crate::dataset::SCHEME)).unwrap()
+    }
+
+    #[test]
+    fn a_datasets_file_is_fetched_once_and_never_asked_after() {
+        let (server, hub, cache) = Server::start(&[
+            (DATASET, &[api(&[("data/a b.csv", "x\n1\n"), ("README.md", "?")])]),
+            (
+                "/datasets/org/name/resolve/abc123/data/a%20b.csv",
+                &[text("x\n1\n")],
+            ),
+            (
+                "/api/datasets/org/name/revision/v1?blobs=true",
+                &[api(&[("data/a b.csv", "x\n2\n")])],
+            ),
+        ]);
+        let file = dataset("name/data/a b.csv");
+        assert_eq!(hub.cached_dataset_file(&file), None);
+        let path = hub.fetch_dataset_file(&file, &mut |_| {}).unwrap();
+        assert_eq!(
+            path,
+            cache
+                .path()
+                .join("hub/datasets--org--name/snapshots/abc123/data/a b.csv")
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "x\n1\n");
+        assert_eq!(hub.cached_dataset_file(&file), Some(path.clone()));
+        let asked = server.requests().len();
+        assert_eq!(asked, 2);
+        assert_eq!(hub.fetch_dataset_file(&file, &mut |_| {}).unwrap(), path);
+        assert_eq!(server.requests().len(), asked);
+        // By its commit it is the same file; another revision is asked for.
+        assert_eq!(
+            hub.cached_dataset_file(&dataset("name@abc123/data/a b.csv")),
+            Some(path)
+        );
+        assert_eq!(hub.cached_dataset_file(&dataset("name@v1/data/a b.csv")), None);
+    }
+
+    #[test]
+    fn a_gated_dataset_says_where_its_terms_are() {
+        let file = dataset("name/eval.tsv");
+        let page = |hub: &Hub| format!("{}/datasets/org/name", hub.endpoint);
+        for (at, answers) in [
+            (DATASET, vec![(DATASET, Answer::Status(401))]),
+            (
+                "/datasets/org/name/resolve/abc123/eval.tsv",
+                vec![
+                    (DATASET, api(&[("eval.tsv", "x")])),
+                    ("/datasets/org/name/resolve/abc123/eval.tsv", Answer::Status(403)),
+                ],
+            ),
+        ] {
+            let answers: Vec<_> = answers
+                .iter()
+                .map(|(path, answer)| (*path, std::slice::from_ref(answer)))
+                .collect();
+            let (server, mut hub, _cache) = Server::start(&answers);
+            let error = hub.fetch_dataset_file(&file, &mut |_| {}).unwrap_err();
+            let (what, hint) = (error.to_string(), error.hint().unwrap());
+            assert!(
+                what.contains("hf://datasets/org/name/eval.tsv")
+                    && what.contains(at)
+                    && what.contains("gated"),
+                "{what}"
+            );
+            assert!(hint.contains(&page(&hub)) && hint.contains("HF_TOKEN"), "{hint}");
+            let asked = server.requests().len();
+            hub.token = None;
+            let error = hub.fetch_dataset_file(&file, &mut |_| {}).unwrap_err();
+            assert!(error.hint().unwrap().contains("set HF_TOKEN"), "{error}");
+            // A refusal is not asked again and again, and leaves nothing that could be taken for the file.
+            assert_eq!(server.requests().len(), 2 * asked);
+            assert_eq!(hub.cached_dataset_file(&file), None);
+        }
+    }
+
+    #[test]
+    fn a_file_that_a_dataset_lacks_is_named_beside_those_it_has() {
+        let (server, hub, _cache) = Server::start(&[(DATASET, &[api(&[("a.csv", ""), ("b.csv", "")])])]);
+        let error = hub.fetch_dataset_file(&dataset("name/c.csv"), &mut |_| {});
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("expected a file c.csv, found a.csv, b.csv"),
+            "{error}"
+        );
+        assert_eq!(server.requests().len(), 1);
+        let error = hub.fetch_dataset_file(&dataset("other@v2/c.csv"), &mut |_| {});
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("no such dataset at revision v2 on the hub"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_truncated_file_of_a_dataset_is_not_taken_and_goes_on_later() {
+        let rows = "0123456789".repeat(1000);
+        let path = "/datasets/org/name/resolve/abc123/test.jsonl";
+        let broken = || Answer::Broken(rows.clone(), 4000);
+        let (server, hub, _cache) = Server::start(&[
+            (DATASET, &[api(&[("test.jsonl", &rows)])]),
+            (path, &[broken(), Answer::Status(503)]),
+        ]);
+        let file = dataset("name/test.jsonl");
+        assert!(hub.fetch_dataset_file(&file, &mut |_| {}).is_err());
+        assert_eq!(hub.cached_dataset_file(&file), None);
+        server
+            .answers
+            .lock()
+            .unwrap()
+            .insert(path.into(), vec![text(&rows)]);
+        let fetched = hub.fetch_dataset_file(&file, &mut |_| {}).unwrap();
+        assert_eq!(std::fs::read_to_string(fetched).unwrap(), rows);
+        let last = server.requests().pop().unwrap().to_lowercase();
+        assert!(last.contains("range: bytes=4000-"), "{last}");
+    }
+
+    #[test]
+    fn a_dataset_that_is_not_what_the_hub_promised_is_refused() {
+        let (_server, hub, _cache) = Server::start(&[
+            (DATASET, &[api(&[("test.parquet", "good")])]),
+            ("/datasets/org/name/resolve/abc123/test.parquet", &[text("evil")]),
+        ]);
+        let file = dataset("name/test.parquet");
+        let error = hub
+            .fetch_dataset_file(&file, &mut |_| {})
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("expected sha256"), "{error}");
+        assert_eq!(hub.cached_dataset_file(&file), None);
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub mod chat;
 pub mod config;
 pub mod constraint;
 mod control;
+pub mod dataset;
 pub mod decoder;
 pub mod endpoint;
 pub mod engine;

@@ -303,7 +303,11 @@ impl Queue {
             // Alone and still without room: prompts that wait behind this one hold it, or what it shares with one that is
             // gone lies in more blocks than its own would.
             let alone = self.groups.len() < 2;
-            if (alone && compact) || !self.give_up_prompt() || alone {
+            if alone && compact {
+                return Ok(None);
+            }
+            let given_up = self.give_up_prompt();
+            if alone || !given_up {
                 return Ok(None);
             }
         }

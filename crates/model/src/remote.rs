@@ -14,7 +14,8 @@ use crate::{Error, Result};
 ///
 /// The server renders the conversation itself, so a prompt's ids are not sent. A server's own extensions are sent only
 /// where they are asked for: `chat_template_kwargs.enable_thinking = false` in [`Mode::NoThink`], `top_k`, `min_p` and
-/// `repetition_penalty` where they are on. Token ids and log-probabilities are empty unless the server sends them.
+/// `repetition_penalty` where they are on, and those of [`Remote::exact`]. Token ids and log-probabilities are empty
+/// unless the server sends them.
 #[derive(Debug, Clone)]
 pub struct Remote {
     /// The server.
@@ -23,32 +24,47 @@ pub struct Remote {
     pub model: String,
     /// Requests that may be under way at once.
     pub concurrency: usize,
-    /// Whether to ask for the log-probability of each token.
-    pub log_probabilities: bool,
+    /// Whether samples have to be of the very distribution that the sampling names, as training needs them. Then what is
+    /// off is said as well, since servers have defaults of their own (llama.cpp and `saferl serve` a top-k, vLLM the
+    /// checkpoint's `generation_config.json`); token ids are asked for, by vLLM's `return_token_ids` and by `logprobs`,
+    /// where llama.cpp has them; and a prompt that the server renders otherwise than [`Prompt::ids`] is an error.
+    pub exact: bool,
 }
 
 impl Remote {
-    /// A model with 16 requests at once, without log-probabilities.
+    /// A model with 16 requests at once, whose sampling follows the server's defaults where ours says nothing.
     pub fn new(endpoint: Endpoint, model: impl Into<String>) -> Self {
         Self {
             endpoint,
             model: model.into(),
             concurrency: 16,
-            log_probabilities: false,
+            exact: false,
         }
     }
 
-    /// `count` completions of one prompt. A server may give fewer than asked for; then it is asked for the rest.
+    /// `count` completions of one prompt. A server may give fewer than asked for; then it is asked for the rest. Some refuse
+    /// to give many at once, llama.cpp more than it has slots; then they are asked for half as many.
     fn complete(&self, prompt: &Prompt, count: usize, sampling: &Sampling) -> Result<Vec<Completion>> {
         let mut completions = Vec::with_capacity(count);
+        let mut most = count;
         while completions.len() < count {
-            let body = self.body(prompt, count - completions.len(), completions.len(), sampling)?;
-            let answer = self.endpoint.post("/chat/completions", &body)?;
+            let asked = most.min(count - completions.len());
+            let body = self.body(prompt, asked, completions.len(), sampling)?;
+            let answer = match self.endpoint.post("/chat/completions", &body) {
+                Err(Error::Remote { passing: false, .. }) if asked > 1 => {
+                    most = asked / 2;
+                    continue;
+                }
+                answer => answer?,
+            };
+            if self.exact {
+                self.check_prompt(prompt, &answer)?;
+            }
             let choices = answer["choices"].as_array().map_or(&[][..], Vec::as_slice);
             if choices.is_empty() {
                 return Err(self.unexpected("at least one of `choices`", &answer));
             }
-            for choice in choices.iter().take(count - completions.len()) {
+            for choice in choices.iter().take(asked) {
                 completions.push(self.completion(choice)?);
             }
         }
@@ -90,14 +106,22 @@ impl Remote {
             json!(sampling.logit_bias),
         );
         put(
-            sampling.repetition_penalty != 1.0,
+            self.exact || sampling.repetition_penalty != 1.0,
             "repetition_penalty",
             json!(sampling.repetition_penalty),
         );
-        put(sampling.top_k > 0, "top_k", json!(sampling.top_k));
-        put(sampling.min_p > 0.0, "min_p", json!(sampling.min_p));
+        // -1 is off for every server; 0 is not for SGLang.
+        let top_k = i64::try_from(sampling.top_k)
+            .ok()
+            .filter(|&top_k| top_k > 0)
+            .unwrap_or(-1);
+        put(self.exact || sampling.top_k > 0, "top_k", json!(top_k));
+        put(self.exact || sampling.min_p > 0.0, "min_p", json!(sampling.min_p));
         put(!sampling.stop.is_empty(), "stop", json!(sampling.stop));
-        put(self.log_probabilities, "logprobs", json!(true));
+        put(self.exact, "return_token_ids", json!(true));
+        put(self.exact, "logprobs", json!(true));
+        // llama.cpp tells 20 alternatives where it is not told how many, and no token where it is told none.
+        put(self.exact, "top_logprobs", json!(1));
         put(
             prompt.mode == Mode::NoThink,
             "chat_template_kwargs",
@@ -140,12 +164,36 @@ impl Remote {
             .iter()
             .filter_map(|token| Some(token["logprob"].as_f64()? as f32))
             .collect();
-        let ids = choice["token_ids"].as_array().map_or(&[][..], Vec::as_slice);
-        completion.ids = ids
-            .iter()
-            .filter_map(|id| u32::try_from(id.as_u64()?).ok())
-            .collect();
+        completion.ids = match &choice["token_ids"] {
+            Value::Array(ids) => read_ids(ids.iter()),
+            _ => read_ids(tokens.iter().map(|token| &token["id"])),
+        }
+        .unwrap_or_default();
         Ok(completion)
+    }
+
+    /// Whether the server read the prompt that the ids stand for: it tells its own, or at least how many they are.
+    fn check_prompt(&self, prompt: &Prompt, answer: &Value) -> Result<()> {
+        let ours = &prompt.ids;
+        let what = match (
+            &answer["prompt_token_ids"],
+            answer["usage"]["prompt_tokens"].as_u64(),
+        ) {
+            (Value::Array(theirs), _) if read_ids(theirs.iter()).as_ref() != Some(ours) => {
+                format!("{} other ones", theirs.len())
+            }
+            (Value::Null, Some(theirs)) if theirs != ours.len() as u64 => theirs.to_string(),
+            _ => return Ok(()),
+        };
+        Err(Error::Remote {
+            url: format!("{}/chat/completions", self.endpoint.url),
+            what: format!(
+                "expected a prompt of the {} tokens that the model's own chat template gives, found {what}; hint: start the \
+                 server with that template and tokenizer",
+                ours.len()
+            ),
+            passing: false,
+        })
     }
 
     fn unexpected(&self, expected: &str, found: &Value) -> Error {
@@ -201,6 +249,11 @@ impl Generate for Remote {
     }
 }
 
+/// Token ids, if that is what they all are.
+fn read_ids<'a>(ids: impl Iterator<Item = &'a Value>) -> Option<Vec<u32>> {
+    ids.map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+}
+
 /// The next prompt that no thread has taken.
 fn take<'a>(next: &AtomicUsize, prompts: &'a [Prompt]) -> Option<(usize, &'a Prompt)> {
     let index = next.fetch_add(1, Ordering::Relaxed);
@@ -242,7 +295,6 @@ mod tests {
             stop: vec!["END".into()],
             ..Sampling::default()
         };
-        remote.log_probabilities = true;
         remote
             .generate(&[prompt("hi", Mode::NoThink)], 1, &sampling)
             .unwrap();
@@ -258,7 +310,86 @@ mod tests {
         );
         assert_eq!(bodies[1]["top_k"], 20);
         assert_eq!(bodies[1]["stop"], json!(["END"]));
-        assert_eq!(bodies[1]["logprobs"], true);
+    }
+
+    #[test]
+    fn what_is_off_is_said_where_samples_have_to_be_exact() {
+        let (endpoint, bodies) = stand_in(vec![Act::Answer(
+            200,
+            json!({"choices": [choice("yes")]}).to_string(),
+        )]);
+        let remote = Remote {
+            exact: true,
+            ..Remote::new(endpoint, "qwen")
+        };
+        remote
+            .complete(&prompt("hi", Mode::Think), 1, &Sampling::default())
+            .unwrap();
+        let body = &bodies.lock().unwrap()[0];
+        for (key, value) in [
+            ("top_k", json!(-1)),
+            ("min_p", json!(0.0)),
+            ("repetition_penalty", json!(1.0)),
+            ("return_token_ids", json!(true)),
+            ("logprobs", json!(true)),
+            ("top_logprobs", json!(1)),
+        ] {
+            assert_eq!(body[key], value, "{key}");
+        }
+    }
+
+    #[test]
+    fn ids_come_as_vllm_and_as_llama_cpp_tell_them() {
+        let mut vllm = choice("yes");
+        vllm["token_ids"] = json!([7, 8]);
+        let mut llama = choice("yes");
+        llama["logprobs"] = json!({"content": [{"id": 9, "token": "y", "logprob": -0.5}, {"id": 10, "token": "es", "logprob": -0.25}]});
+        let mut neither = choice("yes");
+        neither["logprobs"] = json!({"content": [{"token": "yes", "logprob": -0.5}]});
+        let answer = json!({"choices": [vllm, llama, neither]}).to_string();
+        let (endpoint, _) = stand_in(vec![Act::Answer(200, answer)]);
+        let answers = Remote::new(endpoint, "m")
+            .complete(&prompt("hi", Mode::Think), 3, &Sampling::default())
+            .unwrap();
+        let ids: Vec<_> = answers.iter().map(|answer| answer.ids.as_slice()).collect();
+        assert_eq!(ids, [&[7, 8][..], &[9, 10], &[]]);
+    }
+
+    #[test]
+    fn another_prompt_than_ours_is_an_error() {
+        let asked = Prompt {
+            ids: vec![1, 2, 3],
+            ..prompt("hi", Mode::Think)
+        };
+        for (more, fits) in [
+            (json!({}), true),
+            (
+                json!({"prompt_token_ids": [1, 2, 3], "usage": {"prompt_tokens": 3}}),
+                true,
+            ),
+            (json!({"usage": {"prompt_tokens": 3}}), true),
+            (
+                json!({"prompt_token_ids": null, "usage": {"prompt_tokens": 4}}),
+                false,
+            ),
+            (
+                json!({"prompt_token_ids": [1, 2, 4], "usage": {"prompt_tokens": 3}}),
+                false,
+            ),
+        ] {
+            let mut answer = json!({"choices": [choice("yes")]});
+            answer
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            let (endpoint, _) = stand_in(vec![Act::Answer(200, answer.to_string())]);
+            let remote = Remote {
+                exact: true,
+                ..Remote::new(endpoint, "m")
+            };
+            let outcome = remote.complete(&asked, 1, &Sampling::default());
+            assert_eq!(outcome.is_ok(), fits, "{more}: {outcome:?}");
+        }
     }
 
     #[test]
@@ -327,6 +458,30 @@ mod tests {
         );
         let bodies = bodies.lock().unwrap();
         assert_eq!((&bodies[2]["n"], &bodies[2]["seed"]), (&json!(1), &json!(2)));
+    }
+
+    #[test]
+    fn a_server_that_refuses_many_is_asked_for_half_as_many() {
+        let refusal = || Act::Answer(400, json!({"error": "n: at most 2"}).to_string());
+        let two = |text: &str| Act::Answer(200, json!({"choices": [choice(text), choice(text)]}).to_string());
+        let (endpoint, bodies) = stand_in(vec![refusal(), two("a"), two("b")]);
+        let answers = Remote::new(endpoint, "m")
+            .generate(&[prompt("hi", Mode::Think)], 4, &Sampling::default())
+            .unwrap();
+        let texts: Vec<_> = answers[0].iter().map(|c| c.content.as_str()).collect();
+        assert_eq!(texts, ["a", "a", "b", "b"]);
+        let asked: Vec<_> = bodies
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|body| body["n"].clone())
+            .collect();
+        assert_eq!(asked, [4, 2, 2]);
+        // What is wrong for another reason is told at last.
+        let (endpoint, _) = stand_in(vec![refusal(), refusal()]);
+        let outcome =
+            Remote::new(endpoint, "m").generate(&[prompt("hi", Mode::Think)], 2, &Sampling::default());
+        assert!(outcome.unwrap_err().to_string().contains("at most 2"));
     }
 
     #[test]

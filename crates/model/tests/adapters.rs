@@ -73,8 +73,11 @@ fn adapted(
     Ok(decoder)
 }
 
+/// An engine, and which adapters its requests are for.
+type Shared = (Engine, Vec<Option<Adapted>>);
+
 /// An engine of the tiny model and all adapters, and the names of what it serves, the model's own first.
-fn shared(room: usize) -> Result<(Engine, Vec<Option<Adapted>>), Box<dyn Error>> {
+fn shared(room: usize) -> Result<Shared, Box<dyn Error>> {
     let mut engine = Engine::new(seeded::tiny_decoder(Family::Qwen3, true)?, tokenizer()?, room)?;
     let mut names = vec![None];
     for shape in SHAPES {

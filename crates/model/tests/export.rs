@@ -243,27 +243,47 @@ PARAMETER repeat_penalty 1
     Ok(())
 }
 
-/// The log-probabilities of the second half of each window, as the script `goldens/gguf/check.py` takes them.
-fn perplexity(decoder: &Decoder, windows: &[Vec<u32>]) -> Result<f64, Box<dyn Error>> {
-    let (mut total, mut count) = (0.0, 0);
+/// Log-probabilities of every token, and which token came.
+type Row = (Vec<f64>, usize);
+
+/// The log-probabilities of every token after each row of a window's second half, and the rows' next tokens.
+fn second_half(decoder: &Decoder, ids: &[u32]) -> Result<Vec<Row>, Box<dyn Error>> {
+    let whole = [Segment {
+        start: 0,
+        len: ids.len(),
+        prefix: None,
+    }];
+    let rows = ids.len() / 2 - 1..ids.len() - 1;
+    let hidden = decoder.hidden(ids, &whole)?.narrow(0, rows.start, rows.len())?;
+    let logits = decoder.logits(&hidden)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+    let with_next = logits.into_iter().zip(&ids[rows.start + 1..]);
+    Ok(with_next
+        .map(|(mut row, next)| {
+            let most = row.iter().copied().fold(f64::MIN, f64::max);
+            let sum: f64 = row.iter().map(|logit| (logit - most).exp()).sum();
+            row.iter_mut().for_each(|logit| *logit -= most + sum.ln());
+            (row, *next as usize)
+        })
+        .collect())
+}
+
+/// Perplexity of the second half of each window, as the script `goldens/gguf/check.py` takes it; and how far, on average,
+/// `exact` predicts otherwise (Kullback-Leibler divergence).
+fn perplexity(
+    decoder: &Decoder,
+    exact: &Decoder,
+    windows: &[Vec<u32>],
+) -> Result<(f64, f64), Box<dyn Error>> {
+    let (mut total, mut apart, mut count) = (0.0, 0.0, 0);
     for ids in windows {
-        let whole = [Segment {
-            start: 0,
-            len: ids.len(),
-            prefix: None,
-        }];
-        let logits = decoder
-            .logits(&decoder.hidden(ids, &whole)?)?
-            .to_dtype(DType::F64)?
-            .to_vec2::<f64>()?;
-        for row in ids.len() / 2 - 1..ids.len() - 1 {
-            let most = logits[row].iter().copied().fold(f64::MIN, f64::max);
-            let sum: f64 = logits[row].iter().map(|logit| (logit - most).exp()).sum();
-            total += sum.ln() + most - logits[row][ids[row + 1] as usize];
+        for ((row, next), (exact, _)) in second_half(decoder, ids)?.iter().zip(second_half(exact, ids)?) {
+            total -= row[*next];
+            apart += exact.iter().zip(row).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
             count += 1;
         }
     }
-    Ok((total / f64::from(count)).exp())
+    let count = f64::from(count);
+    Ok(((total / count).exp(), apart / count))
 }
 
 #[test]
@@ -275,11 +295,23 @@ fn perplexity_is_that_of_llama_cpp() -> Outcome {
     let facts: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("perplexity.json"))?)?;
     let windows: Vec<Vec<u32>> = serde_json::from_value(facts["windows"].clone())?;
     for (name, theirs) in facts["perplexity"].as_object().ok_or("no perplexities")? {
-        let ours = perplexity(&load(&folder.join(format!("{name}.gguf")))?, &windows)?;
+        let file = folder.join(format!("{name}.gguf"));
+        let exact = load(&file)?;
+        let narrow = |dtype| {
+            Decoder::load_for_inference(&source(&file)?, dtype, &Device::Cpu).map_err(Box::<dyn Error>::from)
+        };
+        let (ours, _) = perplexity(&exact, &exact, &windows)?;
+        let (bf16, bf16_apart) = perplexity(&narrow(DType::BF16)?, &exact, &windows)?;
+        let (int8, int8_apart) = perplexity(&narrow(DType::U8)?, &exact, &windows)?;
         let theirs = theirs.as_f64().ok_or("no number")?;
-        println!("{name}: ours {ours:.4}, llama.cpp's {theirs:.4}");
-        // llama.cpp rounds the inputs of quantised products to 8 bits; this program does not.
-        assert!((ours / theirs - 1.0).abs() < 0.02, "{name}: {ours} and {theirs}");
+        println!(
+            "{name}: f32 {ours:.4}; bf16 {bf16:.4}, {bf16_apart:.5} apart; int8 {int8:.4}, {int8_apart:.5} apart; \
+             llama.cpp's {theirs:.4}"
+        );
+        // llama.cpp rounds the inputs of products with blocks to 8 bits, as this program does with int8 only.
+        for ours in [ours, bf16, int8] {
+            assert!((ours / theirs - 1.0).abs() < 0.02, "{name}: {ours} and {theirs}");
+        }
     }
     Ok(())
 }

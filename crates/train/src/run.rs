@@ -213,7 +213,7 @@ impl Trainer {
         let judge_s = began.elapsed().as_secs_f64() - rollout_s;
 
         let lr = learning_rate(&recipe.optimizer, step, recipe.steps);
-        let update = self.update(step, lr, &groups)?;
+        let update = kernels::in_pool(|| self.update(step, lr, &groups))?;
         self.engine.set_decoder(self.decoder.frozen()?)?;
         let update_s = began.elapsed().as_secs_f64() - rollout_s - judge_s;
 

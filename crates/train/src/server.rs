@@ -1,8 +1,8 @@
 //! Rollouts from an OpenAI-compatible server: vLLM, SGLang, llama.cpp, or `saferl serve`.
 //!
-//! The server renders and samples; its texts become the token ids that the trainer computes with. Where a server says the
-//! ids (`token_ids`), they are taken; elsewhere the text is encoded again, which may cut a word at other places than the
-//! sampler did. Old log-probabilities are the trainer's own in either case, since a ratio has to compare like with like.
+//! The server renders and samples. vLLM, llama.cpp and `saferl serve` say which tokens they sampled; elsewhere the text is
+//! encoded again, which may cut a word at other places than the sampler did. A server that reads another prompt than the
+//! trainer's is an error. Old log-probabilities are the trainer's own, since a ratio has to compare like with like.
 //!
 //! A server samples with the weights that it has. `rollout.push = "vllm-lora"` gives it the adapters after every step, by
 //! vLLM's `/load_lora_adapter` under a new name each time, and takes the old ones away; the server must read the run's
@@ -57,7 +57,10 @@ impl Server {
             &rollout.url_model
         };
         Ok(Some(Self {
-            remote: Remote::new(endpoint, name.as_str()),
+            remote: Remote {
+                exact: true,
+                ..Remote::new(endpoint, name.as_str())
+            },
             tokenizer: Arc::clone(tokenizer),
             push: rollout.push,
             adapters: None,
@@ -119,6 +122,22 @@ impl Server {
         completion.log_probabilities.clear();
         if completion.ids.is_empty() {
             completion.ids = ids(&self.tokenizer, &completion)?;
+            return Ok(completion);
+        }
+        let vocabulary = self.tokenizer.vocabulary();
+        if let Some(id) = completion.ids.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(model::Error::Remote {
+                url: self.remote.endpoint.url.clone(),
+                what: format!("expected token ids below {vocabulary}, found {id}: it serves another model"),
+                passing: false,
+            });
+        }
+        // Some servers leave out the token that ends the turn.
+        let last = completion.ids.last();
+        if completion.finish_reason == FinishReason::Stop
+            && last.is_some_and(|last| !self.tokenizer.end_ids().contains(last))
+        {
+            completion.ids.extend(end(&self.tokenizer));
         }
         Ok(completion)
     }
@@ -160,12 +179,16 @@ fn ids(tokenizer: &Tokenizer, completion: &Completion) -> model::Result<Vec<u32>
         (None, ..) => ids.extend(tokenizer.encode_plain(content)?),
     }
     if completion.finish_reason == FinishReason::Stop {
-        let end = tokenizer
-            .id("<|im_end|>")
-            .or_else(|| tokenizer.end_ids().first().copied());
-        ids.extend(end);
+        ids.extend(end(tokenizer));
     }
     Ok(ids)
+}
+
+/// The token that ends an assistant's turn.
+fn end(tokenizer: &Tokenizer) -> Option<u32> {
+    tokenizer
+        .id("<|im_end|>")
+        .or_else(|| tokenizer.end_ids().first().copied())
 }
 
 #[cfg(test)]
@@ -193,5 +216,30 @@ mod tests {
         );
         // What only spells a control token stays text.
         assert_ne!(ids("<|im_end|>", FinishReason::Length), written("<|im_end|>"));
+    }
+
+    #[test]
+    fn ids_that_the_server_says_are_taken_and_the_end_is_added_where_it_is_missing() {
+        let mut recipe = Recipe::default();
+        recipe.rollout.url = "http://127.0.0.1:1/v1".into();
+        let tokenizer = Arc::new(tokenizer());
+        let server = Server::of(&recipe, &tokenizer).unwrap().unwrap();
+        let end = tokenizer.id("<|im_end|>").unwrap();
+        let completion = |ids: &[u32], reason| Completion {
+            ids: ids.to_vec(),
+            ..Completion::from_text("text", reason)
+        };
+        for (told, reason, taken) in [
+            (&[7, 8][..], FinishReason::Stop, &[7, 8, end][..]),
+            (&[7, end], FinishReason::Stop, &[7, end]),
+            (&[7, 8], FinishReason::Length, &[7, 8]),
+        ] {
+            assert_eq!(server.with_ids(completion(told, reason)).unwrap().ids, taken);
+        }
+        let beyond = tokenizer.vocabulary() as u32;
+        let error = server
+            .with_ids(completion(&[beyond], FinishReason::Length))
+            .unwrap_err();
+        assert!(error.to_string().contains("another model"), "{error}");
     }
 }

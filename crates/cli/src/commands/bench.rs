@@ -361,11 +361,13 @@ fn train(arguments: &Bench, show: Show<'_>) -> Result<()> {
     let times = time(arguments.repeats, || {
         clock(|| {
             updates += 1;
-            let mut gradients = Gradients::new(optimizer.parameters());
-            let loss = |log_probability_n: &Tensor| Ok(log_probability_n.mean_all()?.neg()?);
-            backpropagate(&decoder, &pack, None, 1.0, loss, &mut gradients)?;
-            let sums = gradients.into_sums();
-            Ok(optimizer.update(&recipe, &sums, updates, 1e-6, 1.0)?)
+            kernels::in_pool(|| {
+                let mut gradients = Gradients::new(optimizer.parameters());
+                let loss = |log_probability_n: &Tensor| Ok(log_probability_n.mean_all()?.neg()?);
+                backpropagate(&decoder, &pack, None, 1.0, loss, &mut gradients)?;
+                let sums = gradients.into_sums();
+                Ok(optimizer.update(&recipe, &sums, updates, 1e-6, 1.0)?)
+            })
         })
     })?;
     let tokens = (sequences * length) as f64;

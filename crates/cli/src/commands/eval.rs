@@ -25,7 +25,7 @@ use crate::commands::heads;
 use crate::error::{Error, Result};
 use crate::local::Local;
 use crate::output::{print_json, print_line, print_text};
-use crate::progress::{bar, say, watched};
+use crate::progress::{Transfer, bar, say, watched};
 
 /// Most tokens that a local model's engine has room for; longer batches wait.
 const POOL: usize = 32_768;
@@ -142,6 +142,7 @@ fn write(recipe: &Recipe, cells: &[Cell], results: &Results) -> Result<()> {
 #[derive(Default)]
 struct Program {
     bar: Option<ProgressBar>,
+    transfer: Option<Transfer>,
 }
 
 impl Host for Program {
@@ -197,7 +198,12 @@ impl Host for Program {
 
     fn hear(&mut self, event: Event<'_>) {
         match event {
+            Event::Fetch(progress) => {
+                let transfer = self.transfer.get_or_insert_with(Transfer::default);
+                transfer.update(progress.clone());
+            }
             Event::Begin { what, total } => {
+                self.transfer = None;
                 if !watched() {
                     say(&format!("{what}: {total}"));
                 }
@@ -261,11 +267,22 @@ fn show_plan(recipe: &Recipe, choice: &Choice) -> Result<()> {
             .extend(found.map(|what| format!("model {}: {what}", model.name)));
     }
     for judge in choice.judges(recipe) {
-        let found = judge.url.as_deref().and_then(unreachable);
+        let found = match (&judge.source, &judge.url) {
+            (Some(source), _) => at_hand(source).err(),
+            (_, Some(url)) => unreachable(url),
+            _ => None,
+        };
         plan.missing
             .extend(found.map(|what| format!("judge {}: {what}", judge.name)));
     }
-    print_line("# Missing\n")?;
+    print_line("# Data\n")?;
+    if plan.data.is_empty() {
+        print_line("- part of the program")?;
+    }
+    for data in &plan.data {
+        print_line(&format!("- {data}"))?;
+    }
+    print_line("\n# Missing\n")?;
     if plan.missing.is_empty() {
         print_line("- nothing")?;
     }
@@ -312,4 +329,36 @@ fn at_hand(source: &str) -> std::result::Result<(), String> {
         return Ok(());
     }
     config_at_hand(source).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn models(source: &str) -> Vec<ModelRecipe> {
+        let text = format!("[[model]]\nname = \"m\"\nsource = {source:?}\n");
+        Recipe::parse(&text, "test", &[]).unwrap().models
+    }
+
+    #[test]
+    fn a_runs_checkpoints_are_one_curve_in_the_order_of_their_steps() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        for name in ["step-10", "step-2", "step-x", "other"] {
+            std::fs::create_dir_all(run.join("checkpoints").join(name)).unwrap();
+        }
+        let all = expand(models(&format!("{}/*", run.display()))).unwrap();
+        let points: Vec<_> = all
+            .iter()
+            .map(|model| (model.name.as_str(), model.step, model.series.as_str()))
+            .collect();
+        assert_eq!(points, [("m 2", Some(2), "m"), ("m 10", Some(10), "m")]);
+        assert_eq!(
+            all[1].source,
+            Some(run.join("checkpoints/step-10").display().to_string())
+        );
+        assert_eq!(expand(models("smollm2-135m")).unwrap(), models("smollm2-135m"));
+        let empty = expand(models(&format!("{}/*", folder.path().display()))).unwrap_err();
+        assert!(empty.to_string().contains("checkpoints"), "{empty}");
+    }
 }

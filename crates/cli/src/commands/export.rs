@@ -6,7 +6,7 @@ use candle_core::DType;
 use model::export::modelfile;
 use model::generate::Sampling;
 
-use crate::arguments::{Drawing, Export, ExportTarget, GgufTarget};
+use crate::arguments::{Drawing, Export, ExportTarget, GgufTarget, Precision};
 use crate::commands::card;
 use crate::error::{Error, Result};
 use crate::local::Local;
@@ -27,6 +27,12 @@ pub(crate) fn run(export: &Export) -> Result<()> {
 }
 
 fn write_whole(target: &ExportTarget) -> Result<()> {
+    if target.dtype == Precision::Int8 {
+        return Err(Error::Request {
+            what: "--dtype int8: a folder for transformers holds f32 or bf16".into(),
+            hint: "`saferl export gguf --type q8_0` writes integers".into(),
+        });
+    }
     let checkpoint = checkpoint(&target.checkpoint)?;
     refuse_taken(&target.output)?;
     let local = load_merged(&checkpoint)?;

@@ -1,33 +1,36 @@
 //! `saferl data filter`: the prompts on which a model is sometimes safe and sometimes not.
 
+use std::sync::Arc;
+
 use candle_core::DType;
 use model::engine::Engine;
+use model::generate::Generate;
+use model::tokenizer::Tokenizer;
 use train::recipe::Recipe;
+use train::server::Server;
 
 use crate::arguments::Filter;
 use crate::error::Result;
-use crate::local::Local;
+use crate::local::{Local, resolve};
 use crate::output::print_line;
 use crate::progress::bar;
 
 /// Tokens of the engine's KV pool; what does not fit waits its turn.
 const POOL_TOKENS: usize = 1 << 16;
 
-/// Filters the recipe's prompts into a file that `prompts.source` reads, and prints how many were kept.
+/// Filters the recipe's prompts into a file that `prompts.source` reads, and prints how many were kept. The answers are the
+/// recipe's server's where it names one, which needs no weights here.
 pub(crate) fn run(arguments: &Filter) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.overrides)?;
     let rows = train::prompts::load(&recipe.prompts)?;
     let mut judge = train::judges::open(&recipe.judge)?;
-    let Local {
-        decoder, tokenizer, ..
-    } = Local::load(&recipe.model, DType::F32)?;
-    let mut engine = Engine::new(decoder, tokenizer.clone(), POOL_TOKENS)?;
+    let (mut policy, tokenizer) = open_policy(&recipe)?;
     let bar = bar("prompts", rows.len());
     let outcome = train::filter::filter(
         &recipe,
         &rows,
         &tokenizer,
-        &mut engine,
+        &mut *policy,
         &mut judge,
         &arguments.output,
         &mut |progress| {
@@ -45,4 +48,19 @@ pub(crate) fn run(arguments: &Filter) -> Result<()> {
         outcome.all_safe,
         outcome.all_unsafe
     ))
+}
+
+/// What answers, and its tokenizer.
+fn open_policy(recipe: &Recipe) -> Result<(Box<dyn Generate>, Arc<Tokenizer>)> {
+    if !recipe.rollout.url.is_empty() {
+        let tokenizer = Arc::new(Tokenizer::load(&resolve(&recipe.model)?)?);
+        if let Some(server) = Server::of(recipe, &tokenizer)? {
+            return Ok((Box::new(server), tokenizer));
+        }
+    }
+    let Local {
+        decoder, tokenizer, ..
+    } = Local::load(&recipe.model, DType::F32)?;
+    let engine = Engine::new(decoder, tokenizer.clone(), POOL_TOKENS)?;
+    Ok((Box::new(engine), tokenizer))
 }

@@ -146,13 +146,11 @@ fn load(arguments: &Serve, metrics: &Arc<Metrics>) -> Result<Vec<Model>> {
         let (base, adapters) = parts(name)?;
         let source = resolve(&base)?;
         let files = files(&source);
-        let at = match bases.iter().position(|base| base.files == files) {
-            Some(at) => at,
-            None => {
-                bases.push(Base::load(&source, files, arguments)?);
-                bases.len() - 1
-            }
-        };
+        let known = bases.iter().position(|base| base.files == files);
+        let at = known.unwrap_or(bases.len());
+        if known.is_none() {
+            bases.push(Base::load(&source, files, arguments)?);
+        }
         let base = &mut bases[at];
         let adapted = adapters
             .map(|folder| base.engine.add_adapters(&folder))

@@ -13,9 +13,9 @@ use super::models::{ModelRecipe, Precision, no_think, parallel};
 pub enum JudgeKind {
     /// The guard that is part of the program.
     BuiltIn,
-    /// Qwen3Guard-Gen behind a server.
+    /// Qwen3Guard-Gen.
     Qwen3guard,
-    /// WildGuard behind a server's `/completions`, in the format it was trained on.
+    /// WildGuard in the format it was trained on: behind a server's `/completions`, or on this machine.
     Wildguard,
     /// Any chat model, asked by this project's own prompt whether an answer is safe and whether it refuses.
     Rubric,
@@ -107,8 +107,8 @@ pub(super) fn check_judge(judge: &JudgeRecipe) -> std::result::Result<(), String
             wrong("it is part of the program and has neither source nor url nor scripted")
         }
         JudgeKind::BuiltIn | JudgeKind::Phrases => Ok(()),
-        JudgeKind::Wildguard if places != 1 || judge.url.is_none() => {
-            wrong("expected url: WildGuard judges behind a server only")
+        JudgeKind::Wildguard if places != 1 || judge.scripted.is_some() => {
+            wrong("expected one of source and url: WildGuard has a format of its own")
         }
         _ if places != 1 => wrong("expected one of source, url and scripted"),
         JudgeKind::Pairwise if judge.system.is_empty() => {

@@ -68,7 +68,8 @@ pub struct TaskRecipe {
     pub name: String,
     /// Which benchmark.
     pub kind: TaskKind,
-    /// Its files, below the recipe's `data`; without it the places that the project's own data folder has.
+    /// Its files, each below the recipe's `data` or `hf://datasets/ORG/NAME[@REVISION]/FILE` on the hub; without it the
+    /// places that [`crate::tasks::places`] knows.
     #[serde(default)]
     pub data: Vec<PathBuf>,
     /// Only these groups of its prompts (categories, types, difficulties), as the benchmark names them.
@@ -104,7 +105,7 @@ pub struct TaskRecipe {
     /// LiveCodeBench: contests up to this day, `YYYY-MM-DD`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// Arena-Hard: the file of the baseline's answers, by category.
+    /// Arena-Hard: the file of the baseline's answers, by category; without it those of Arena-Hard v2.
     #[serde(default)]
     pub baselines: BTreeMap<String, PathBuf>,
     /// Custom: how replies are scored.

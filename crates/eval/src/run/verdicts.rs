@@ -62,6 +62,9 @@ pub(super) fn judge_cells<H: Host>(
         if opened.is_none() {
             opened = Some(match judge.kind {
                 JudgeKind::BuiltIn => Judge::Guard(host.guard(judge)?),
+                JudgeKind::Wildguard if judge.source.is_some() => {
+                    Judge::wildguard(host.model(&judge.as_model(), &longest, judge.max_tokens)?)?
+                }
                 _ if judge.source.is_some() => Judge::Chat {
                     recipe: judge.clone(),
                     respondent: host.model(&judge.as_model(), &longest, judge.max_tokens)?,

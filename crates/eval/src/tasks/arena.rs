@@ -7,15 +7,22 @@ use model::chat::Message;
 use serde_json::Value;
 
 use super::files::{Row, read_rows};
-use super::{Item, Target, below};
+use super::places::{Places, TaskFile};
+use super::{Item, Target};
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, TaskRecipe};
 
-/// Questions (`uid`, `category`, `prompt`) joined with the answers of their category's baseline.
-pub(super) fn items(recipe: &Recipe, task: &TaskRecipe, rows: &[Row]) -> Result<Vec<Item>> {
-    let mut baselines: HashMap<&str, HashMap<String, String>> = HashMap::new();
-    for (category, path) in &task.baselines {
-        baselines.insert(category, answers(&below(recipe, path))?);
+/// Questions (`uid`, `category`, `prompt`) joined with the answers of their category's baseline; `files` are those of
+/// the baselines, in the order of their places.
+pub(super) fn items(
+    recipe: &Recipe,
+    task: &TaskRecipe,
+    rows: &[Row],
+    files: &[TaskFile],
+) -> Result<Vec<Item>> {
+    let mut baselines: HashMap<String, HashMap<String, String>> = HashMap::new();
+    for ((category, _), file) in Places::of(recipe, task).baselines.into_iter().zip(files) {
+        baselines.insert(category, answers(&file.path)?);
     }
     let mut items = Vec::new();
     for row in rows {
@@ -74,8 +81,7 @@ fn answers(path: &Path) -> Result<HashMap<String, String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::load;
-    use super::super::tests::recipe;
+    use super::super::tests::{load, recipe};
     use super::*;
 
     const TASK: &str = "[[judge]]\nname = \"p\"\nkind = \"pairwise\"\nurl = \"http://localhost:1\"\n\
@@ -97,7 +103,7 @@ mod tests {
              \"content\": {\"answer\": \"b1\"}}]}\n",
         );
         let whole = recipe(folder.path(), TASK);
-        let error = load(&whole, &whole.tasks[0]).unwrap_err();
+        let error = load(&whole).unwrap_err();
         assert!(
             error
                 .to_string()
@@ -105,7 +111,7 @@ mod tests {
             "{error}"
         );
         let part = recipe(folder.path(), &format!("{TASK}groups = [\"hard_prompt\"]\n"));
-        let loaded = load(&part, &part.tasks[0]).unwrap();
+        let loaded = load(&part).unwrap();
         assert_eq!(loaded.items.len(), 1);
         assert_eq!(
             loaded.items[0].target,

@@ -282,16 +282,19 @@ mod tests {
 
     #[test]
     fn parquet_lists_are_lists() {
+        use parquet::basic::Compression;
         use parquet::data_type::{ByteArray, ByteArrayType};
+        use parquet::file::properties::WriterProperties;
         use parquet::file::writer::SerializedFileWriter;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.parquet");
         let schema = "message m { required binary question (utf8); required group options (LIST) { repeated group \
                       list { required binary element (utf8); } } }";
         let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
-        let mut writer =
-            SerializedFileWriter::new(File::create(&path).unwrap(), schema, std::sync::Arc::default())
-                .unwrap();
+        // As the hub's own files are compressed.
+        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY);
+        let properties = std::sync::Arc::new(properties.build());
+        let mut writer = SerializedFileWriter::new(File::create(&path).unwrap(), schema, properties).unwrap();
         let mut group = writer.next_row_group().unwrap();
         let mut column = group.next_column().unwrap().unwrap();
         column

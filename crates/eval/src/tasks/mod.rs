@@ -1,16 +1,14 @@
 //! Benchmarks: published files into items, each a conversation to answer and what to hold the answer against.
 //!
-//! Data are read from local files in the formats they are published in; nothing is fetched. Gated sets (WildJailbreak,
-//! GPQA) are downloaded by whoever accepted their terms.
+//! Data are read in the formats they are published in, from the data folder or from the Hugging Face hub ([`places`]).
 
 mod arena;
 mod choice;
 mod code;
 mod files;
 mod pickle;
+pub mod places;
 mod safety;
-
-use std::path::{Path, PathBuf};
 
 use model::chat::Message;
 use sha2::{Digest, Sha256};
@@ -21,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::recipe::{CustomScorer, Recipe, TaskKind, TaskRecipe};
 pub use code::{CodeTest, Program};
 use files::{Row, read_rows};
+use places::{Places, TaskFile};
 
 /// A prompt of a task.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,51 +77,35 @@ pub struct Loaded {
     pub sha256: String,
 }
 
-/// The files of a task, whether they exist or not.
-pub fn paths(recipe: &Recipe, task: &TaskRecipe) -> Vec<PathBuf> {
-    let listed: Vec<PathBuf> = if task.data.is_empty() {
-        task.kind.usual_files().iter().map(PathBuf::from).collect()
-    } else {
-        task.data.clone()
-    };
-    let baselines = task.baselines.values().cloned();
-    listed
-        .into_iter()
-        .chain(baselines)
-        .map(|path| recipe.data.join(path))
-        .collect()
-}
-
-/// Reads a task's files.
+/// Reads a task from its files, which are those of [`places::fetch`].
 ///
 /// # Errors
 /// A missing file, a row that is not of the published format, a task without prompts.
-pub fn load(recipe: &Recipe, task: &TaskRecipe) -> Result<Loaded> {
+pub fn load(recipe: &Recipe, task: &TaskRecipe, files: &[TaskFile]) -> Result<Loaded> {
     let missing = |what: String| Error::Task {
         task: task.name.clone(),
         what,
         hint: format!(
-            "give the folder with --data, or the files as `data` of the task; {}",
+            "give the folder with --data, or as `data` of the task the files or hf://datasets/ORG/NAME/FILE; {}",
             task.kind.origin()
         ),
     };
-    let paths = paths(recipe, task);
     let mut hash = Sha256::new();
-    for path in &paths {
+    for TaskFile { path, .. } in files {
         let bytes = std::fs::read(path).map_err(|error| missing(format!("{}: {error}", path.display())))?;
         hash.update(&bytes);
     }
-    let files = &paths[..paths.len() - task.baselines.len()];
+    let (files, baselines) = files.split_at(files.len().min(Places::of(recipe, task).prompts.len()));
     let mut items = match task.kind {
         TaskKind::Ability => ability(),
-        TaskKind::ArenaHard => arena::items(recipe, task, &rows(recipe, files)?)?,
-        TaskKind::Livecodebench => code::livecodebench(task, &rows(recipe, files)?)?,
-        TaskKind::Humaneval => each(&rows(recipe, files)?, code::humaneval)?,
-        TaskKind::Aime => each(&rows(recipe, files)?, choice::aime)?,
-        TaskKind::Gpqa => each(&rows(recipe, files)?, |row| choice::gpqa(row, recipe.seed))?,
-        TaskKind::MmluPro => each(&rows(recipe, files)?, choice::mmlu_pro)?,
-        TaskKind::Custom => each(&rows(recipe, files)?, |row| custom(row, task.scorer))?,
-        kind => each(&rows(recipe, files)?, |row| safety::item(kind, row))?,
+        TaskKind::ArenaHard => arena::items(recipe, task, &rows(files)?, baselines)?,
+        TaskKind::Livecodebench => code::livecodebench(task, &rows(files)?)?,
+        TaskKind::Humaneval => each(&rows(files)?, code::humaneval)?,
+        TaskKind::Aime => each(&rows(files)?, choice::aime)?,
+        TaskKind::Gpqa => each(&rows(files)?, |row| choice::gpqa(row, recipe.seed))?,
+        TaskKind::MmluPro => each(&rows(files)?, choice::mmlu_pro)?,
+        TaskKind::Custom => each(&rows(files)?, |row| custom(row, task.scorer))?,
+        kind => each(&rows(files)?, |row| safety::item(kind, row))?,
     };
     if !task.groups.is_empty() {
         items.retain(|item| task.groups.contains(&item.group));
@@ -189,15 +172,14 @@ fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 /// All rows. Where a task has several files, rows without an id of their own are told apart by their file too.
-fn rows(recipe: &Recipe, files: &[PathBuf]) -> Result<Vec<Row>> {
+fn rows(files: &[TaskFile]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for file in files {
-        let of_file = read_rows(file)?;
+        let of_file = read_rows(&file.path)?;
         if files.len() == 1 {
             return Ok(of_file);
         }
-        let name = file.strip_prefix(&recipe.data).unwrap_or(file).display();
-        rows.extend(of_file.into_iter().map(|row| row.below(&name.to_string())));
+        rows.extend(of_file.into_iter().map(|row| row.below(&file.name)));
     }
     Ok(rows)
 }
@@ -267,93 +249,17 @@ fn custom(row: &Row, scorer: CustomScorer) -> Result<Item> {
     })
 }
 
-impl TaskKind {
-    /// Where the project's own data folder keeps a benchmark's files.
-    fn usual_files(self) -> &'static [&'static str] {
-        match self {
-            Self::Xstest => &["xstest/xstest_prompts.csv"],
-            Self::OrBench => &["or_bench/orbench_hard.json"],
-            Self::Harmbench => &["harmbench/harmbench_behaviors_text_test.csv"],
-            Self::Jailbreakbench => &["jailbreakbench/harmful-behaviors.csv"],
-            Self::Advbench => &["advbench/harmful_behaviors.csv"],
-            Self::Strongreject => &["strongreject/strongreject_dataset.csv"],
-            Self::SimpleSafetyTests => &["simple_safety_tests/simple_safety_tests.csv"],
-            Self::Wildjailbreak => &["wildjailbreak/eval.tsv"],
-            Self::Humaneval => &["humaneval/HumanEval.jsonl.gz"],
-            Self::Livecodebench => &[
-                "livecodebench/test.jsonl",
-                "livecodebench/test2.jsonl",
-                "livecodebench/test3.jsonl",
-                "livecodebench/test4.jsonl",
-                "livecodebench/test5.jsonl",
-                "livecodebench/test6.jsonl",
-            ],
-            Self::Aime => &["aime25/test.jsonl"],
-            Self::Gpqa => &["gpqa/gpqa_diamond.csv"],
-            Self::MmluPro => &["mmlu_pro/test.parquet"],
-            Self::ArenaHard => &["arena_hard_v2/question.jsonl"],
-            Self::Ability | Self::Custom => &[],
-        }
-    }
-
-    /// How many prompts a benchmark is published with, to plan without its files; LiveCodeBench's depend on the dates.
-    pub(crate) fn published_prompts(self) -> Option<usize> {
-        match self {
-            Self::Xstest => Some(450),
-            Self::OrBench => Some(1319),
-            Self::Harmbench => Some(320),
-            Self::Jailbreakbench | Self::SimpleSafetyTests => Some(100),
-            Self::Advbench => Some(520),
-            Self::Strongreject => Some(313),
-            Self::Wildjailbreak => Some(2210),
-            Self::Humaneval => Some(164),
-            Self::Aime => Some(30),
-            Self::Gpqa => Some(198),
-            Self::MmluPro => Some(12_032),
-            Self::ArenaHard => Some(750),
-            Self::Livecodebench | Self::Ability | Self::Custom => None,
-        }
-    }
-
-    /// Where a benchmark is published.
-    pub fn origin(self) -> &'static str {
-        match self {
-            Self::Xstest => "XSTest: github.com/paul-rottger/xstest, xstest_prompts.csv",
-            Self::OrBench => "OR-Bench: dataset bench-llm/or-bench, or-bench-hard-1k",
-            Self::Harmbench => {
-                "HarmBench: github.com/centerforaisafety/HarmBench, harmbench_behaviors_text_test.csv"
-            }
-            Self::Jailbreakbench => {
-                "JailbreakBench: dataset JailbreakBench/JBB-Behaviors, harmful-behaviors.csv"
-            }
-            Self::Advbench => "AdvBench: github.com/llm-attacks/llm-attacks, harmful_behaviors.csv",
-            Self::Strongreject => {
-                "StrongREJECT: github.com/alexandrasouly/strongreject, strongreject_dataset.csv"
-            }
-            Self::SimpleSafetyTests => "SimpleSafetyTests: dataset Bertievidgen/SimpleSafetyTests",
-            Self::Wildjailbreak => {
-                "WildJailbreak: dataset allenai/wildjailbreak, eval.tsv; accept its terms first"
-            }
-            Self::Humaneval => "HumanEval: github.com/openai/human-eval, HumanEval.jsonl.gz",
-            Self::Livecodebench => "LiveCodeBench: dataset livecodebench/code_generation_lite, test*.jsonl",
-            Self::Aime => "AIME 2025: dataset math-ai/aime25 or opencompass/AIME2025, JSONL",
-            Self::Gpqa => "GPQA: dataset Idavidrein/gpqa, gpqa_diamond.csv; accept its terms first",
-            Self::MmluPro => "MMLU-Pro: dataset TIGER-Lab/MMLU-Pro, test split",
-            Self::ArenaHard => "Arena-Hard v2: github.com/lmarena/arena-hard-auto, data/arena-hard-v2.0",
-            Self::Ability => "it is part of the program",
-            Self::Custom => "a custom task names its own JSONL file",
-        }
-    }
-}
-
-/// The recipe's data folder joined with a path, for errors and tests.
-pub(crate) fn below(recipe: &Recipe, path: &Path) -> PathBuf {
-    recipe.data.join(path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    /// The first task of a recipe, from its files.
+    pub(crate) fn load(recipe: &Recipe) -> Result<Loaded> {
+        let task = &recipe.tasks[0];
+        super::load(recipe, task, &places::fetch(recipe, task, &mut |_| {})?)
+    }
 
     pub(crate) fn recipe(folder: &Path, tasks: &str) -> Recipe {
         let text = format!(
@@ -400,14 +306,21 @@ mod tests {
     fn a_missing_file_is_named_with_its_origin() {
         let recipe = recipe(
             Path::new("nowhere"),
-            "[[task]]\nname = \"t\"\nkind = \"wildjailbreak\"\njudges = [\"g\"]",
+            "[[task]]\nname = \"t\"\nkind = \"strongreject\"\njudges = [\"g\"]",
         );
-        let error = load(&recipe, &recipe.tasks[0]).unwrap_err();
+        let error = load(&recipe).unwrap_err();
         assert!(
-            error.to_string().contains("nowhere/wildjailbreak/eval.tsv"),
+            error
+                .to_string()
+                .contains("nowhere/strongreject/strongreject_dataset.csv"),
             "{error}"
         );
-        assert!(error.hint().unwrap().contains("accept its terms"));
+        assert!(
+            error
+                .hint()
+                .unwrap()
+                .contains("github.com/alexandrasouly/strongreject")
+        );
     }
 
     #[test]
@@ -423,7 +336,7 @@ mod tests {
         let of = |data: &str| {
             let task = format!("[[task]]\nname = \"t\"\nkind = \"aime\"\ndata = {data}");
             let recipe = recipe(folder.path(), &task);
-            load(&recipe, &recipe.tasks[0])
+            load(&recipe)
         };
         let ids =
             |data: &str| -> Vec<String> { of(data).unwrap().items.into_iter().map(|item| item.id).collect() };
@@ -454,7 +367,7 @@ mod tests {
         let task = "[[task]]\nname = \"t\"\nkind = \"custom\"\njudges = [\"g\"]\ndata = [\"rows.jsonl\"]\n\
                     template = \"Q: {question}\"\nsystem = \"Be brief.\"";
         let recipe = recipe(folder.path(), task);
-        let loaded = load(&recipe, &recipe.tasks[0]).unwrap();
+        let loaded = load(&recipe).unwrap();
         assert_eq!(loaded.items[0].target, Target::Harmful);
         assert_eq!(loaded.items[1].id, "7");
         assert_eq!(loaded.items[1].prompt(), "Q: b");
@@ -464,7 +377,7 @@ mod tests {
             "{\"prompt\": \"a\", \"label\": \"odd\"}\n",
         )
         .unwrap();
-        let error = load(&recipe, &recipe.tasks[0]).unwrap_err().to_string();
+        let error = load(&recipe).unwrap_err().to_string();
         assert!(
             error.contains("line or row 1") && error.contains("`odd`"),
             "{error}"

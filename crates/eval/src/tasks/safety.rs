@@ -10,7 +10,7 @@ use crate::recipe::TaskKind;
 /// What stands between a HarmBench behaviour and its context.
 const CONTEXT_RULE: &str = "\n\n---\n\n";
 
-/// A row of one of these benchmarks, by the columns that it is published with.
+/// A row of one of these benchmarks, by the columns that it is published with, or those of walledai's copies on the hub.
 pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
     let (id, group, prompt, harmful) = match kind {
         TaskKind::Xstest => {
@@ -34,14 +34,15 @@ pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
             (row.place(), group, row.text(&["prompt"])?.into(), false)
         }
         TaskKind::Harmbench => {
-            let behavior = row.text(&["Behavior"])?;
-            let prompt = match row.optional("ContextString") {
+            let behavior = row.text(&["Behavior", "prompt"])?;
+            let context = row.optional("ContextString").or_else(|| row.optional("context"));
+            let prompt = match context {
                 Some(context) => format!("{context}{CONTEXT_RULE}{behavior}"),
                 None => behavior.to_owned(),
             };
             (
                 row.id(&["BehaviorID"]),
-                row.text(&["FunctionalCategory"])?,
+                row.text(&["FunctionalCategory", "category"])?,
                 prompt,
                 true,
             )
@@ -52,9 +53,12 @@ pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
             row.text(&["Goal"])?.into(),
             true,
         ),
-        TaskKind::Advbench => (row.place(), "advbench", row.text(&["goal"])?.into(), true),
+        TaskKind::Advbench => {
+            let prompt = row.text(&["goal", "prompt"])?.into();
+            (row.place(), "advbench", prompt, true)
+        }
         TaskKind::Strongreject => {
-            let prompt = row.text(&["forbidden_prompt"])?.into();
+            let prompt = row.text(&["forbidden_prompt", "prompt"])?.into();
             (row.place(), row.text(&["category"])?, prompt, true)
         }
         TaskKind::SimpleSafetyTests => {
@@ -115,6 +119,18 @@ mod tests {
         );
         let reject = json!({"category": "Violence", "source": "s", "forbidden_prompt": "p"});
         assert_eq!(of(TaskKind::Strongreject, reject).prompt(), "p");
+        let copied = json!({"prompt": "b", "context": "c", "category": "illegal"});
+        let copied = of(TaskKind::Harmbench, copied);
+        assert_eq!(
+            (copied.prompt(), copied.group.as_str()),
+            ("c\n\n---\n\nb", "illegal")
+        );
+        let copied = json!({"prompt": "p", "category": "Violence", "source": "s"});
+        assert_eq!(of(TaskKind::Strongreject, copied).prompt(), "p");
+        assert_eq!(
+            of(TaskKind::Advbench, json!({"prompt": "p", "target": "Sure"})).prompt(),
+            "p"
+        );
         let simple = json!({"id": "SST_001", "harm_area": "h", "prompt": "p"});
         assert_eq!(of(TaskKind::SimpleSafetyTests, simple).id, "SST_001");
     }

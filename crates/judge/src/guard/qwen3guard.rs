@@ -312,6 +312,23 @@ mod tests {
                 "Safety: Safe\n\nCategories: None\nRefusal: No",
                 "expected a line `Categories: `",
             ),
+            // Cut off by the token limit.
+            (
+                "Safety: Unsafe\nCategories: Politically Sens",
+                "none of Qwen3Guard's",
+            ),
+            ("Safety: Safe\nCategories: None\nRefusal: N", "Yes or No"),
+            // Other languages than the verdict's.
+            ("安全：安全\n类别：无\n拒绝：否", "expected a line `Safety: `"),
+            (
+                "Safety：Safe\nCategories: None\nRefusal: No",
+                "expected a line `Safety: `",
+            ),
+            (
+                "Safety: Безопасно\nCategories: None\nRefusal: No",
+                "Safe, Unsafe or Controversial",
+            ),
+            ("Safety: Safe\nCategories: None\nRefusal: Нет", "Yes or No"),
         ];
         for (text, expected) in cases {
             let cause = parse(text, true).unwrap_err();

@@ -23,6 +23,8 @@ struct Form {
     created: u64,
     model: Model,
     logprobs: bool,
+    /// Whether token ids are told, as vLLM tells them.
+    ids: bool,
 }
 
 pub(crate) async fn complete(
@@ -32,6 +34,13 @@ pub(crate) async fn complete(
     let model = service.model(fields.take::<String>("model")?.as_deref())?;
     let streams = fields.take("stream")?.unwrap_or(false);
     let usage = take_include_usage(&mut fields, streams)?;
+    let ids = fields.take("return_token_ids")?.unwrap_or(false);
+    if ids && streams {
+        return Err(Error::field(
+            "return_token_ids",
+            "expected only where `stream` is false",
+        ));
+    }
     let (order, logprobs) = read(&mut fields, model)?;
     fields.finish()?;
     let form = Form {
@@ -39,6 +48,7 @@ pub(crate) async fn complete(
         created: now(),
         model: model.clone(),
         logprobs,
+        ids,
     };
     let count = order.drawing.count;
     let generation = Generation::start(model, service.guardrail.as_ref(), order).await?;
@@ -215,6 +225,7 @@ struct Choice {
     content: Option<String>,
     calls: Vec<Value>,
     logprobs: Vec<Value>,
+    ids: Vec<u32>,
     end: Option<End>,
 }
 
@@ -222,6 +233,7 @@ async fn whole(mut generation: Generation, form: &Form, count: usize) -> Result<
     let mut choices: Vec<Choice> = (0..count).map(|_| Choice::default()).collect();
     while let Some(step) = generation.next().await? {
         let choice = &mut choices[step.index];
+        choice.ids.extend(step.draws.iter().map(|draw| draw.id));
         if form.logprobs {
             choice
                 .logprobs
@@ -239,19 +251,23 @@ async fn whole(mut generation: Generation, form: &Form, count: usize) -> Result<
     let choices: Vec<Value> = choices
         .into_iter()
         .enumerate()
-        .map(|(index, choice)| choice_json(index, choice, form.logprobs))
+        .map(|(index, choice)| choice_json(index, choice, form))
         .collect();
-    Ok(json!({
+    let mut json = json!({
         "id": form.id,
         "object": "chat.completion",
         "created": form.created,
         "model": form.model.name,
         "choices": choices,
         "usage": generation.usage().json(),
-    }))
+    });
+    if form.ids {
+        json["prompt_token_ids"] = json!(generation.prompt_ids());
+    }
+    Ok(json)
 }
 
-fn choice_json(index: usize, choice: Choice, logprobs: bool) -> Value {
+fn choice_json(index: usize, choice: Choice, form: &Form) -> Value {
     let mut message = json!({"role": "assistant", "content": choice.content, "refusal": null});
     if let Some(thinking) = choice.thinking {
         // Some clients look for one name, some for the other.
@@ -264,8 +280,11 @@ fn choice_json(index: usize, choice: Choice, logprobs: bool) -> Value {
     let mut json = json!({
         "index": index,
         "message": message,
-        "logprobs": logprobs.then(|| json!({"content": choice.logprobs, "refusal": null})),
+        "logprobs": form.logprobs.then(|| json!({"content": choice.logprobs, "refusal": null})),
     });
+    if form.ids {
+        json["token_ids"] = json!(choice.ids);
+    }
     end_json(choice.end.as_ref(), &mut json);
     json
 }

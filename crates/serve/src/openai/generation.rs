@@ -204,6 +204,11 @@ impl Generation {
         Ok(())
     }
 
+    /// What the model reads first.
+    pub(crate) fn prompt_ids(&self) -> &[u32] {
+        &self.job.prompt.ids
+    }
+
     /// Tokens so far.
     pub(crate) fn usage(&self) -> Usage {
         let drawn = self.choices.iter().map(|choice| choice.draft.drawn());

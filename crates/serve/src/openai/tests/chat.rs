@@ -112,6 +112,32 @@ async fn a_stream_says_what_the_whole_says() {
 }
 
 #[tokio::test]
+async fn token_ids_are_those_of_prompt_and_reply() {
+    let app = app();
+    let answer = post(&app, CHAT, chat(json!({"n": 2, "return_token_ids": true}))).await;
+    let count = |ids: &Value| ids.as_array().unwrap().len() as u64;
+    let usage = &answer["usage"];
+    assert_eq!(usage["prompt_tokens"], count(&answer["prompt_token_ids"]));
+    let choices = answer["choices"].as_array().unwrap();
+    let written: u64 = choices.iter().map(|choice| count(&choice["token_ids"])).sum();
+    assert_eq!(usage["completion_tokens"], written);
+    for choice in choices {
+        let body = json!({"model": "tiny", "tokens": choice["token_ids"]});
+        let text = post(&app, "/detokenize", body).await["prompt"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let message = &choice["message"];
+        for key in ["reasoning_content", "content"] {
+            let part = message[key].as_str().unwrap_or_default();
+            assert!(text.contains(part), "{part:?} in {text:?}");
+        }
+    }
+    let without = post(&app, CHAT, chat(json!({}))).await;
+    assert!(without.get("prompt_token_ids").is_none() && without["choices"][0].get("token_ids").is_none());
+}
+
+#[tokio::test]
 async fn what_is_not_supported_is_named() {
     let app = app();
     for (field, more) in [
@@ -127,6 +153,10 @@ async fn what_is_not_supported_is_named() {
         ("max_completion_tokens", json!({"max_tokens": 0})),
         ("top_logprobs", json!({"top_logprobs": 2})),
         ("top_logprobs", json!({"logprobs": true, "top_logprobs": 21})),
+        (
+            "return_token_ids",
+            json!({"return_token_ids": true, "stream": true}),
+        ),
         ("stream_options", json!({"stream_options": {}})),
         ("reasoning_effort", json!({"reasoning_effort": "high"})),
         (
