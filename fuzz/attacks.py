@@ -200,7 +200,7 @@ def safetensors_files():
     yield "type-unknown", safetensors(one(dtype="F1024"))
     yield "type-of-others", safetensors(one(dtype="I64", shape=[2]))
     yield "half-bytes", safetensors(one(dtype="F4", shape=[32]))
-    yield "tensors-on-one-another", safetensors({**one(), "b": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}})
+    yield "tensors-on-one-another", safetensors({**one(), "b": {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]}}, b"\0" * 24)
     yield "a-hole", safetensors({**one(), "b": {"dtype": "F32", "shape": [4], "data_offsets": [32, 48]}}, b"\0" * 48)
     yield "bytes-left-over", safetensors(one(), b"\0" * 17)
     yield "name-twice", safetensors('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}')

@@ -18,7 +18,7 @@ use crate::python::{self, JsonStyle};
 use crate::{Error, Result};
 
 /// Work that every rendering may do, in minijinja's units (about one an instruction), and more for each byte of input.
-const FUEL: u64 = 5_000_000;
+const FUEL: u64 = 500_000;
 const FUEL_PER_BYTE: u64 = 100;
 
 /// How a conversation is rendered.

@@ -9,6 +9,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use tokenizers::{AddedToken, AddedVocabulary, Model};
 
@@ -306,6 +309,7 @@ fn load_folder(folder: &Path) -> Result<Parts> {
         path: path.clone(),
         what,
     };
+    check_maps(&bytes).map_err(wrong)?;
     let mut full = ask(|| tokenizers::Tokenizer::from_bytes(bytes))
         .map_err(|error| wrong(format!("expected a tokenizer of the tokenizers library: {error}")))?;
     let steps = [
@@ -334,6 +338,36 @@ fn load_folder(folder: &Path) -> Result<Parts> {
         chat: ChatTemplate::load(folder, &config)?,
         full,
     })
+}
+
+/// What of a `tokenizer.json` is looked at before the tokenizers library reads it.
+#[derive(Deserialize)]
+struct Outline {
+    #[serde(default)]
+    normalizer: Json,
+}
+
+/// Refuses SentencePiece's maps of characters that say they are longer than they are: the library takes the memory first.
+fn check_maps(bytes: &[u8]) -> std::result::Result<(), String> {
+    let outline: Outline =
+        serde_json::from_slice(bytes).map_err(|error| format!("expected a JSON object: {error}"))?;
+    let mut steps = vec![&outline.normalizer];
+    while let Some(step) = steps.pop() {
+        steps.extend(step["normalizers"].as_array().into_iter().flatten());
+        let Some(map) = step["precompiled_charsmap"].as_str() else {
+            continue;
+        };
+        let map = BASE64_STANDARD.decode(map).unwrap_or_default();
+        // The length of the trie in bytes, the trie, and the texts that it leads to.
+        let held = map.split_first_chunk::<4>();
+        if held.is_none_or(|(length, rest)| u32::from_le_bytes(*length) as usize > rest.len()) {
+            return Err(format!(
+                "`normalizer`: expected `precompiled_charsmap` to hold the trie whose length it begins with, found {} bytes",
+                map.len()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// How many times as long a normalizer's or decoder's `Replace` steps can make a text: a chain of them could fill any

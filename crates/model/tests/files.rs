@@ -489,7 +489,7 @@ fn a_hostile_gguf_header_is_an_error_before_anything_is_allocated() -> Outcome {
         says(raw_gguf(1, 0, &entry), "expected data that lies within the file")?;
     }
     let ragged = [raw_entry("token_embd.weight", &[33], 2, 0), padding.to_vec()].concat();
-    says(raw_gguf(1, 0, &ragged), "in blocks of 32")?;
+    says(raw_gguf(1, 0, &ragged), "in rows of whole blocks of 32")?;
     let ranked = [raw_entry("token_embd.weight", &[1; 9], 0, 0), padding.to_vec()].concat();
     says(raw_gguf(1, 0, &ranked), "at most 4 dimensions")?;
     // Many tensors over the same bytes: each fits, together they would not.

@@ -194,7 +194,7 @@ impl Header {
             .iter()
             .try_fold(1usize, |product, &size| product.checked_mul(size));
         let bytes = elements
-            .filter(|elements| elements.is_multiple_of(block))
+            .filter(|_| entry.shape.last().unwrap_or(&1).is_multiple_of(block))
             .and_then(|elements| (elements / block).checked_mul(entry.dtype.type_size()));
         let start = self.data_start.checked_add(entry.offset);
         start
@@ -207,7 +207,7 @@ impl Header {
             .ok_or_else(|| Error::Tensor {
                 name: name.into(),
                 expected: format!(
-                    "data that lies within the file's {} bytes, in blocks of {block}",
+                    "data that lies within the file's {} bytes, in rows of whole blocks of {block}",
                     self.file_length
                 ),
                 found: format!(
