@@ -267,9 +267,7 @@ pub fn request(bytes: &[u8]) -> Outcome {
 }
 
 fn app() -> Router {
-    let place = Place::new();
-    seeded::write_tokenizer(place.0.path()).expect("a tokenizer");
-    let tokenizer = Arc::new(Tokenizer::load(&folder(&place)).expect("a tokenizer"));
+    let tokenizer = Arc::new(seeded::tokenizer().expect("a tokenizer"));
     let decoder = seeded::tiny_decoder(Family::Qwen3, true).expect("a decoder");
     let vocabulary = decoder.config.vocabulary;
     let engine = Engine::new(decoder, Arc::clone(&tokenizer), ROOM).expect("an engine");

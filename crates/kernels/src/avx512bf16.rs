@@ -5,13 +5,12 @@
 
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
+    __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_load_si512, _mm512_set1_epi32, _mm512_setzero_ps,
 };
-use std::sync::OnceLock;
 
+use crate::avx512::{load, store};
 use crate::bf16::Strip;
-use crate::packed::{WIDTH, blocks};
+use crate::packed::{WIDTH, blocks, neighbours, parts};
 use crate::pairs::Pairs;
 
 /// Rows that meet two panels at once: 24 sums, 2 vectors of weights and a pair of an activation, of 32 registers.
@@ -21,12 +20,9 @@ const FEW: usize = 3;
 
 /// Whether the machine has the instruction.
 pub(crate) fn available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512bf16")
-    })
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512bf16")
 }
 
 /// Multiplies a strip.
@@ -54,19 +50,11 @@ fn multiply_here(strip: Strip) {
     let rows = out.len();
     let panels = out.first().map_or(0, |row| row.len().div_ceil(WIDTH));
     let together = if rows <= FEW { 4 } else { 2 };
-    let tiles = rows.div_ceil(ROWS);
     for block in blocks(strip.inner.clone()) {
-        let mut panel = 0;
-        while panel < panels {
-            let count = match panels - panel {
-                rest if rest >= together => together,
-                rest if rest >= 2 => 2,
-                _ => 1,
-            };
+        for (panel, count) in neighbours(panels, together) {
             let numbers = right.panels(strip.panel + panel, count, block.clone(), room);
-            for index in 0..tiles {
-                let (from, to) = (rows * index / tiles, rows * (index + 1) / tiles);
-                let (left, stride) = left.from(strip.row + from, (block.start - strip.inner.start) / 2);
+            for rows in parts(rows, ROWS) {
+                let (left, stride) = left.from(strip.row + rows.start, (block.start - strip.inner.start) / 2);
                 let tile = Tile {
                     left,
                     stride,
@@ -75,12 +63,11 @@ fn multiply_here(strip: Strip) {
                     column: panel * WIDTH,
                 };
                 match count {
-                    4 => tile.few(&mut out[from..to]),
-                    2 => tile.rows::<2>(&mut out[from..to]),
-                    _ => tile.rows::<1>(&mut out[from..to]),
+                    4 => tile.few(&mut out[rows]),
+                    2 => tile.rows::<2>(&mut out[rows]),
+                    _ => tile.rows::<1>(&mut out[rows]),
                 }
             }
-            panel += count;
         }
     }
 }
@@ -181,33 +168,5 @@ fn as_pairs(bits: __m512i) -> __m512bh {
     #[allow(unsafe_code)]
     unsafe {
         std::mem::transmute(bits)
-    }
-}
-
-/// Which of a panel's columns a row has that goes on for `rest` columns.
-#[inline(always)]
-fn mask(rest: usize) -> u16 {
-    if rest >= WIDTH { u16::MAX } else { (1 << rest) - 1 }
-}
-
-/// A panel's sums of a row; where the row ends before the panel does, the rest is zero.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(crate) fn load(row: &[f32]) -> __m512 {
-    // SAFETY: the mask keeps to the numbers that the row has; others are not touched.
-    #[allow(unsafe_code)]
-    unsafe {
-        _mm512_maskz_loadu_ps(mask(row.len()), row.as_ptr())
-    }
-}
-
-/// Puts a panel's sums where [`load`] finds them.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(crate) fn store(sums: __m512, row: &mut [f32]) {
-    // SAFETY: the mask keeps to the numbers that the row has; others are not touched.
-    #[allow(unsafe_code)]
-    unsafe {
-        _mm512_mask_storeu_ps(row.as_mut_ptr(), mask(row.len()), sums);
     }
 }

@@ -8,11 +8,10 @@ use std::arch::x86_64::{
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
     _mm512_srli_epi16,
 };
-use std::sync::OnceLock;
 
-use crate::avx512bf16::{load, store};
+use crate::avx512::{load, store};
 use crate::int8::{Part, Strip};
-use crate::packed::{WIDTH, blocks};
+use crate::packed::{WIDTH, blocks, neighbours, parts};
 use crate::quantized::{Form, GROUP, held};
 
 /// Rows that meet two panels at once: 12 sums in f32 and as many of integers, and 2 vectors of weights, of 32 registers.
@@ -22,12 +21,9 @@ const FEW: usize = 3;
 
 /// Whether the machine has the instruction.
 pub(crate) fn available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vnni")
-    })
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vnni")
 }
 
 /// Multiplies a strip.
@@ -55,34 +51,25 @@ fn multiply_here<const NIBBLES: bool, const MINIMA: bool>(strip: &mut Strip) {
     let rows = out.len();
     let panels = out.first().map_or(0, |row| row.len().div_ceil(WIDTH));
     let together = if rows <= FEW { 4 } else { 2 };
-    let tiles = rows.div_ceil(ROWS);
     let (row_words, row_parts) = strip.activations.sizes;
     for block in blocks(0..strip.inputs) {
-        let mut panel = 0;
-        while panel < panels {
-            let count = match panels - panel {
-                rest if rest >= together => together,
-                rest if rest >= 2 => 2,
-                _ => 1,
-            };
-            for index in 0..tiles {
-                let (from, to) = (rows * index / tiles, rows * (index + 1) / tiles);
+        for (panel, count) in neighbours(panels, together) {
+            for rows in parts(rows, ROWS) {
                 let tile = Tile {
                     form,
-                    words: &strip.activations.words[from * row_words + block.start / 4..],
-                    parts: &strip.activations.parts[from * row_parts + block.start / form.inputs..],
+                    words: &strip.activations.words[rows.start * row_words + block.start / 4..],
+                    parts: &strip.activations.parts[rows.start * row_parts + block.start / form.inputs..],
                     sizes: strip.activations.sizes,
                     depth: block.len() / form.inputs,
                     records: strip.weight.panels(strip.panel + panel, count, block.clone()),
                     column: panel * WIDTH,
                 };
                 match count {
-                    4 => tile.few::<NIBBLES, MINIMA>(&mut out[from..to]),
-                    2 => tile.rows::<2, NIBBLES, MINIMA>(&mut out[from..to]),
-                    _ => tile.rows::<1, NIBBLES, MINIMA>(&mut out[from..to]),
+                    4 => tile.few::<NIBBLES, MINIMA>(&mut out[rows]),
+                    2 => tile.rows::<2, NIBBLES, MINIMA>(&mut out[rows]),
+                    _ => tile.rows::<1, NIBBLES, MINIMA>(&mut out[rows]),
                 }
             }
-            panel += count;
         }
     }
 }

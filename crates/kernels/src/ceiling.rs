@@ -43,15 +43,3 @@ pub fn copy_ceiling() -> f64 {
     assert_eq!(to[COPIED - 1], 1.0, "a copy that nobody reads may never be made");
     2.0 * 4.0 * COPIED as f64 / best / 1e9
 }
-
-/// Does `work`, which is made of many operations of this crate, in one of their threads. From a thread outside, each of the
-/// hundreds of parallel loops of a forward pass would wake those threads and put the caller to sleep; from inside they
-/// cost a fraction of that. `work` must not wait for anything but them.
-pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    rayon::scope(|_| work())
-}
-
-/// How many threads the operations of this crate use.
-pub fn threads() -> usize {
-    rayon::current_num_threads()
-}

@@ -19,12 +19,13 @@
 //! | `log_probability.rs` | [`log_probability`], [`log_probability_bf16`], [`entropy`]: the head without whole logits |
 //! | `adamw.rs` | [`AdamW`], [`gradient_norm`] |
 //!
-//! `ceiling.rs` measures what the machine gives, and has [`in_pool`]: a pass of many operations belongs in it; [`keep_memory`] (`memory.rs`) is for
-//! programs that train. Seven more files serve them: `rows.rs` (one row's attention), `lanes.rs`
+//! `ceiling.rs` measures what the machine gives. `process.rs` has [`in_pool`], in which a pass of many operations belongs, and
+//! [`keep_memory`] for programs that train. Eight more files serve them: `rows.rs` (one row's attention), `lanes.rs`
 //! (loops for vector instructions), `matmul.rs` (products inside a task), `pairs.rs` and `avx512bf16.rs` (bf16 numbers two
-//! by two, and the instruction that multiplies them), `avx512vnni.rs` (that for integers) and `slices.rs` (tensors as slices, work over threads). Results are
-//! the same bits on any number of threads. `SAFERL_KERNELS=portable` in the environment keeps to the baseline instruction
-//! set, `SAFERL_KERNELS=widened` leaves out the instructions for bf16 and integers alone.
+//! by two, and the instruction that multiplies them), `avx512vnni.rs` (that for integers), `avx512.rs` (what these two
+//! share) and `slices.rs` (tensors as slices, work over threads). Results are the same bits on any number of threads.
+//! `SAFERL_KERNELS=portable` in the environment keeps to the baseline instruction set, `SAFERL_KERNELS=widened` leaves out
+//! the instructions for bf16 and integers alone.
 //!
 //! Tensor names carry their shape: `hidden_t_d` has `t` rows (tokens) and `d` columns. The letters: `t` rows, `d`
 //! width, `h` query heads, `g` key/value heads (groups), `s` slots of the pool, `v` vocabulary, `i` inner width of
@@ -60,6 +61,8 @@
 mod adamw;
 mod attention;
 #[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
@@ -71,11 +74,11 @@ mod int8;
 mod lanes;
 mod log_probability;
 mod matmul;
-mod memory;
 mod norm;
 mod packed;
 mod paged;
 mod pairs;
+mod process;
 mod product;
 mod quantized;
 mod rotary;
@@ -86,15 +89,15 @@ mod swiglu;
 pub use adamw::{AdamW, gradient_norm, gradient_norm_composed};
 pub use attention::{Segment, attend, attend_composed, positions};
 pub use bf16::{product_bf16, product_bf16_composed};
-pub use ceiling::{copy_ceiling, in_pool, product_ceiling, threads};
+pub use ceiling::{copy_ceiling, product_ceiling};
 pub use log_probability::{
     entropy, entropy_composed, log_probability, log_probability_and_entropy, log_probability_bf16,
     log_probability_bf16_composed, log_probability_composed,
 };
-pub use memory::keep_memory;
 pub use norm::{rms_norm, rms_norm_composed};
 pub use packed::Packed;
 pub use paged::{Context, attend_paged, attend_paged_composed, write_slots, write_slots_composed};
+pub use process::{in_pool, keep_memory, threads};
 pub use product::{product, product_composed, product_packed, product_packed_composed};
 pub use rotary::{rotate, rotate_composed};
 pub use swiglu::{swiglu, swiglu_composed};

@@ -222,6 +222,30 @@ pub(crate) fn blocks(inputs: Range<usize>) -> impl Iterator<Item = Range<usize>>
         .map(move |first| first..end.min(first + DEPTH))
 }
 
+/// Neighbouring panels that meet the same rows: the first and how many, `together` as long as there are so many left, then
+/// two, then one.
+#[inline]
+pub(crate) fn neighbours(panels: usize, together: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let count = match panels - first {
+            0 => return None,
+            rest if rest >= together => together,
+            rest if rest >= 2 => 2,
+            _ => 1,
+        };
+        first += count;
+        Some((first - count, count))
+    })
+}
+
+/// Rows in parts of at most `most`, as even as can be.
+#[inline]
+pub(crate) fn parts(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = rows.div_ceil(most);
+    (0..count).map(move |index| rows * index / count..rows * (index + 1) / count)
+}
+
 /// A weight as a product reads it.
 #[derive(Clone, Copy)]
 pub(crate) struct Weights<'a> {
@@ -332,6 +356,16 @@ mod tests {
             assert_close(&half.tensor()?, &expected, 0.0);
         }
         Ok(())
+    }
+
+    #[test]
+    fn panels_and_rows_are_all_met_once() {
+        let panels = |panels, together| neighbours(panels, together).collect::<Vec<_>>();
+        assert_eq!(panels(7, 4), [(0, 4), (4, 2), (6, 1)]);
+        assert_eq!(panels(5, 2), [(0, 2), (2, 2), (4, 1)]);
+        assert_eq!(panels(0, 2), []);
+        assert_eq!(parts(13, 6).collect::<Vec<_>>(), [0..4, 4..8, 8..13]);
+        assert_eq!(parts(0, 6).count(), 0);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use crate::bf16::{self, product_bf16_composed};
 use crate::int8;
 use crate::lanes;
-use crate::packed::{self, Operand, Packed, WIDTH, Weights, blocks};
+use crate::packed::{self, Operand, Packed, WIDTH, Weights, blocks, parts};
 use crate::quantized::Quantized;
 use crate::slices::{fusible, slice};
 
@@ -280,13 +280,10 @@ impl Strip<'_> {
                     }
                     continue;
                 }
-                let rows = self.out.len();
-                let tiles = rows.div_ceil(most);
-                for index in 0..tiles {
-                    let (from, to) = (rows * index / tiles, rows * (index + 1) / tiles);
-                    let out = &mut self.out[from..to];
-                    tile.x = &self.x[from * self.weights.inputs + block.start..];
-                    match to - from {
+                for rows in parts(self.out.len(), most) {
+                    tile.x = &self.x[rows.start * self.weights.inputs + block.start..];
+                    let out = &mut self.out[rows];
+                    match out.len() {
                         6 => tile.add::<S, 6, 1, C>(simd, [numbers], out),
                         5 => tile.add::<S, 5, 1, C>(simd, [numbers], out),
                         4 => tile.add::<S, 4, 1, C>(simd, [numbers], out),

@@ -60,7 +60,8 @@ impl Decoder {
     }
 
     /// [`Decoder::load`] for a model that is not to be trained. On the CPU the matrices of a GGUF file stay in its blocks,
-    /// embedding and head among them, and are multiplied there, save with `DType::BF16`. Results are the same, bit for bit.
+    /// embedding and head among them, and are multiplied there, save with `DType::BF16`. With F32 and BF16 results are the
+    /// same, bit for bit.
     ///
     /// # Errors
     /// As [`Decoder::load`].

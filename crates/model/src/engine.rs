@@ -517,17 +517,9 @@ mod tests {
     use crate::chat::{Message, Mode};
     use crate::config::Family;
     use crate::seeded;
-    use crate::source::{Source, WeightsFormat};
 
     fn tokenizer() -> Arc<Tokenizer> {
-        let folder = tempfile::tempdir().unwrap();
-        seeded::write_tokenizer(folder.path()).unwrap();
-        let source = Source {
-            weights: WeightsFormat::None,
-            folder: Some(folder.path().into()),
-            name: "tiny".into(),
-        };
-        Arc::new(Tokenizer::load(&source).unwrap())
+        Arc::new(seeded::tokenizer().unwrap())
     }
 
     fn engine(pool_tokens: usize) -> Engine {

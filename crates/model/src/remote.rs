@@ -188,8 +188,8 @@ impl Remote {
         Err(Error::Remote {
             url: format!("{}/chat/completions", self.endpoint.url),
             what: format!(
-                "expected a prompt of the {} tokens that the model's own chat template gives, found {what}; hint: start the \
-                 server with that template and tokenizer",
+                "expected a prompt of the {} tokens that the model's own chat template gives, found {what}: the server \
+                 has another template or tokenizer",
                 ours.len()
             ),
             passing: false,

@@ -13,6 +13,8 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Config, Family};
 use crate::decoder::Decoder;
+use crate::source::{Source, WeightsFormat};
+use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -126,6 +128,20 @@ pub fn write_tokenizer(folder: &Path) -> Result<()> {
         std::fs::write(&path, text).map_err(|source| Error::File { path, source })?;
     }
     Ok(())
+}
+
+/// The tokenizer of [`write_tokenizer`], by way of a folder that is gone afterwards.
+pub fn tokenizer() -> Result<Tokenizer> {
+    let folder = tempfile::tempdir().map_err(|source| Error::File {
+        path: std::env::temp_dir(),
+        source,
+    })?;
+    write_tokenizer(folder.path())?;
+    Tokenizer::load(&Source {
+        weights: WeightsFormat::None,
+        folder: Some(folder.path().into()),
+        name: "tiny".into(),
+    })
 }
 
 fn tokenizer_json() -> Value {

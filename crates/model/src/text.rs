@@ -91,17 +91,9 @@ mod tests {
 
     use super::*;
     use crate::seeded;
-    use crate::source::{Source, WeightsFormat};
 
     fn text() -> Text {
-        let folder = tempfile::tempdir().unwrap();
-        seeded::write_tokenizer(folder.path()).unwrap();
-        let source = Source {
-            weights: WeightsFormat::None,
-            folder: Some(folder.path().into()),
-            name: "tiny".into(),
-        };
-        Text::new(Arc::new(Tokenizer::load(&source).unwrap()))
+        Text::new(Arc::new(seeded::tokenizer().unwrap()))
     }
 
     #[test]

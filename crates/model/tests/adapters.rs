@@ -12,7 +12,6 @@ use model::engine::{Adapted, Engine, Extras, News, Ticket};
 use model::generate::{Completion, Sampling};
 use model::lora::Lora;
 use model::seeded;
-use model::source::{Source, WeightsFormat};
 use model::tokenizer::Tokenizer;
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -46,14 +45,7 @@ const SHAPES: [(usize, f64, &[&str], &[usize]); 3] = [
 ];
 
 fn tokenizer() -> Result<Arc<Tokenizer>, Box<dyn Error>> {
-    let folder = tempfile::tempdir()?;
-    seeded::write_tokenizer(folder.path())?;
-    let source = Source {
-        weights: WeightsFormat::None,
-        folder: Some(folder.path().into()),
-        name: "tiny".into(),
-    };
-    Ok(Arc::new(Tokenizer::load(&source)?))
+    Ok(Arc::new(seeded::tokenizer()?))
 }
 
 /// The tiny model with the adapters of a shape, all their numbers seeded.

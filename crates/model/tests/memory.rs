@@ -8,20 +8,11 @@ use model::config::Family;
 use model::engine::{Engine, News};
 use model::generate::{Completion, Generate, Sampling};
 use model::seeded;
-use model::source::{Source, WeightsFormat};
-use model::tokenizer::Tokenizer;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
 fn engine(room: usize, memory: usize) -> Result<Engine, Box<dyn Error>> {
-    let folder = tempfile::tempdir()?;
-    seeded::write_tokenizer(folder.path())?;
-    let source = Source {
-        weights: WeightsFormat::None,
-        folder: Some(folder.path().into()),
-        name: "tiny".into(),
-    };
-    let tokenizer = Arc::new(Tokenizer::load(&source)?);
+    let tokenizer = Arc::new(seeded::tokenizer()?);
     let mut engine = Engine::new(seeded::tiny_decoder(Family::Qwen3, true)?, tokenizer, room)?;
     engine.set_memory(memory);
     Ok(engine)

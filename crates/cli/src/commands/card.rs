@@ -126,20 +126,15 @@ fn figure(side: &Value, place: &str, share: bool) -> String {
 
 /// A section that lists an object's fields; objects within it by their own.
 fn list(title: &str, sentence: &str, fields: &Value) -> String {
-    let mut text = format!("\n## {title}\n\n{sentence}\n\n");
-    for (name, value) in fields.as_object().into_iter().flatten() {
-        match value {
-            Value::Object(inner) => {
-                for (name, value) in inner {
-                    let _ = writeln!(text, "- {name}: {}", plain(value));
-                }
-            }
-            value => {
-                let _ = writeln!(text, "- {name}: {}", plain(value));
-            }
-        }
-    }
-    text
+    format!("\n## {title}\n\n{sentence}\n\n{}", lines(fields))
+}
+
+fn lines(fields: &Value) -> String {
+    let line = |(name, value): (&String, &Value)| match value {
+        Value::Object(_) => lines(value),
+        value => format!("- {name}: {}\n", plain(value)),
+    };
+    fields.as_object().into_iter().flatten().map(line).collect()
 }
 
 fn plain(value: &Value) -> String {

@@ -1,4 +1,16 @@
-//! Memory between operations.
+//! What operations share with the rest of their process: threads and memory.
+
+/// Does `work`, which is made of many operations of this crate, in one of their threads. From a thread outside, each of the
+/// hundreds of parallel loops of a forward pass would wake those threads and put the caller to sleep; from inside they
+/// cost a fraction of that. `work` must not wait for anything but them.
+pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
+}
+
+/// How many threads the operations of this crate use.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
 
 /// Keeps the memory that tensors give back for those that come, instead of returning it to the system, which would clear it
 /// anew each time: a training step's tensors took a quarter longer for that. To be called before threads are started, by a
