@@ -12,8 +12,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::lanes::{self, Setting};
-use crate::packed::{WIDTH, blocks};
-use crate::product::in_strips;
+use crate::packed::{WIDTH, blocks, in_strips};
 use crate::quantized::{Quantized, held, place, words};
 use crate::slices::BLOCK;
 

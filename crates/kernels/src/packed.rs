@@ -246,6 +246,31 @@ pub(crate) fn parts(rows: usize, most: usize) -> impl Iterator<Item = Range<usiz
     (0..count).map(move |index| rows * index / count..rows * (index + 1) / count)
 }
 
+/// Rows of a result, made in parallel over strips of columns: `work` gets a strip's first panel and each row's part.
+pub(crate) fn in_strips(
+    rows: usize,
+    columns: usize,
+    work: impl Fn(usize, Vec<&mut [f32]>) + Sync,
+) -> Vec<f32> {
+    let mut out = vec![0.0; rows * columns];
+    let width = columns
+        .div_ceil(4 * rayon::current_num_threads())
+        .next_multiple_of(2 * WIDTH)
+        .max(2 * WIDTH);
+    let mut strips: Vec<Vec<&mut [f32]>> = vec![];
+    strips.resize_with(columns.div_ceil(width), || Vec::with_capacity(rows));
+    for row in out.chunks_exact_mut(columns.max(1)) {
+        for (strip, piece) in strips.iter_mut().zip(row.chunks_mut(width)) {
+            strip.push(piece);
+        }
+    }
+    strips
+        .into_par_iter()
+        .enumerate()
+        .for_each(|(strip, out)| work(strip * width / WIDTH, out));
+    out
+}
+
 /// A weight as a product reads it.
 #[derive(Clone, Copy)]
 pub(crate) struct Weights<'a> {

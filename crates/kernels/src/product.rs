@@ -9,12 +9,11 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::bf16::{self, product_bf16_composed};
 use crate::int8;
 use crate::lanes;
-use crate::packed::{self, Operand, Packed, WIDTH, Weights, blocks, parts};
+use crate::packed::{self, Operand, Packed, WIDTH, Weights, blocks, in_strips, parts};
 use crate::quantized::Quantized;
 use crate::slices::{fusible, slice};
 
@@ -192,31 +191,6 @@ pub(crate) fn multiply(x: &[f32], weights: Weights) -> Vec<f32> {
             });
         });
     })
-}
-
-/// Rows of a result, made in parallel over strips of columns: `work` gets a strip's first panel and each row's part.
-pub(crate) fn in_strips(
-    rows: usize,
-    columns: usize,
-    work: impl Fn(usize, Vec<&mut [f32]>) + Sync,
-) -> Vec<f32> {
-    let mut out = vec![0.0; rows * columns];
-    let width = columns
-        .div_ceil(4 * rayon::current_num_threads())
-        .next_multiple_of(2 * WIDTH)
-        .max(2 * WIDTH);
-    let mut strips: Vec<Vec<&mut [f32]>> = vec![];
-    strips.resize_with(columns.div_ceil(width), || Vec::with_capacity(rows));
-    for row in out.chunks_exact_mut(columns.max(1)) {
-        for (strip, piece) in strips.iter_mut().zip(row.chunks_mut(width)) {
-            strip.push(piece);
-        }
-    }
-    strips
-        .into_par_iter()
-        .enumerate()
-        .for_each(|(strip, out)| work(strip * width / WIDTH, out));
-    out
 }
 
 /// The products of all rows with some panels of the weight, which are columns of the result.
