@@ -435,12 +435,16 @@ pub(crate) struct Bench {
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Rows of a product, tokens of a prompt, or sequences of a batch; several with commas
+    /// Rows of a product, tokens of a prompt, sequences of a batch, or a step's completions of each prompt; several with
+    /// commas
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(crate) sizes: Vec<usize>,
     /// How often each is timed
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) repeats: usize,
+    /// Of a step: train adapters of this rank in every block, and nothing else
+    #[arg(long, value_name = "RANK")]
+    pub(crate) lora: Option<usize>,
     /// Number type of the matrix products: f32, bf16, or int8 (as llama.cpp has them)
     #[arg(long, value_enum, default_value_t = Precision::F32, hide_possible_values = true)]
     pub(crate) dtype: Precision,
@@ -461,7 +465,7 @@ pub(crate) enum Work {
     Decode,
     /// Loss, gradients and update of 2048 tokens, every weight trained
     Train,
-    /// A GSPO step: 4 prompts, 8 completions each of up to 64 tokens, every weight trained
+    /// A GSPO step: 4 prompts, 8 completions each of up to 64 tokens, every weight trained or, with --lora, adapters
     Step,
 }
 

@@ -4,7 +4,7 @@
 //! product and a copy, is measured in the same process. `cpu_s` is the time that the threads really had, which says more
 //! than the clock where other programs compute beside this one. Left out: other devices than the CPU.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,6 +31,8 @@ use crate::output::{print_json, print_line};
 
 /// Tokens that each sequence generates.
 const NEW_TOKENS: usize = 64;
+/// Prompts of a GSPO step.
+const PROMPTS: usize = 4;
 /// Sequences of a training step, and their tokens.
 const TRAINED: (usize, usize) = (8, 256);
 /// By which the number of threads reaches every library that counts them.
@@ -382,11 +384,27 @@ fn train(arguments: &Bench, show: Show<'_>) -> Result<()> {
 
 fn step(arguments: &Bench, show: Show<'_>) -> Result<()> {
     let folder = std::env::temp_dir().join(format!("saferl-bench-{}", std::process::id()));
+    for completions in sizes(arguments, &[8]) {
+        let timed = steps(arguments, completions, &folder);
+        // Written for nobody, and in the way of nobody if it stays.
+        std::fs::remove_dir_all(&folder).ok();
+        let (task, times) = timed?;
+        show(task, times)?;
+    }
+    Ok(())
+}
+
+/// Steps of a run in `folder` with so many completions of each prompt.
+fn steps(arguments: &Bench, completions: usize, folder: &Path) -> Result<(Task, Vec<Seconds>)> {
+    let lora = match arguments.lora {
+        Some(rank) => format!("[lora]\nrank = {rank}\nalpha = {}\n", 2.0 * rank as f64),
+        None => String::new(),
+    };
     let text = format!(
         "run = \"step\"\nruns_dir = {:?}\nmodel = {:?}\ndtype = {:?}\nsteps = {}\nmodes = [\"no-think\"]\n\
-         [rollout]\nprompts = 4\ncompletions = 8\nmax_new_tokens = {NEW_TOKENS}\n\
+         [rollout]\nprompts = {PROMPTS}\ncompletions = {completions}\nmax_new_tokens = {NEW_TOKENS}\n\
          [judge]\nguard = \"toy\"\nhelpfulness = \"toy\"\n[loss]\nkl = 0.0\n[update]\nminibatches = 1\n\
-         [optimizer]\nlearning_rate = 1e-6\n",
+         [optimizer]\nlearning_rate = 1e-6\n{lora}",
         folder.display().to_string(),
         arguments.model,
         arguments.dtype.name(),
@@ -397,23 +415,22 @@ fn step(arguments: &Bench, show: Show<'_>) -> Result<()> {
     let mut judge = train::judges::open(&recipe.judge)?;
     let mut trainer = Trainer::new(&recipe, &source, &Device::Cpu, false, &mut tell)?;
     let mut tokens = 0;
-    let timed = time(arguments.repeats, || {
+    let times = time(arguments.repeats, || {
         clock(|| {
             let (metrics, _) = trainer.take_step(&mut judge)?;
             tokens += metrics.tokens;
             Ok(())
         })
-    });
-    // Written for nobody, and in the way of nobody if it stays.
-    std::fs::remove_dir_all(&folder).ok();
-    let times = timed?;
+    })?;
     let tokens = tokens as f64 / (times.len() + 1) as f64;
+    // Each sampled token is computed once to draw it and three times over to learn from it: forward, and backward to its
+    // inputs and to the weights, of which adapters need the first alone.
+    let passes = if arguments.lora.is_some() { 3.0 } else { 4.0 };
     let task = Task {
-        size: "4 prompts x 8 x 64 tokens".into(),
+        size: format!("{PROMPTS} prompts x {completions} x {NEW_TOKENS} tokens"),
         tokens,
-        // Each sampled token is computed once to draw it and three times over to learn from it.
-        operations: 8.0 * tokens * trainer.decoder().matrix_numbers() as f64,
+        operations: 2.0 * passes * tokens * trainer.decoder().matrix_numbers() as f64,
         bytes: 0.0,
     };
-    show(task, times)
+    Ok((task, times))
 }
