@@ -185,12 +185,19 @@ impl Config {
         Ok(Self { fields, ..config })
     }
 
-    /// The fields to save: those that were read, with the type of the saved weights.
+    /// The fields to save: those that were read, with the type of the saved weights. Rotary settings that stand where
+    /// transformers 5 has them are written where older readers look, too: MLX takes another base for granted without.
     pub(crate) fn fields_with_dtype(&self, dtype: &str) -> Map<String, Value> {
         let mut fields = self.fields.clone();
         fields.insert("dtype".into(), json!(dtype));
         if let Some(older) = fields.get_mut("torch_dtype") {
             *older = json!(dtype);
+        }
+        if let Some(rope) = fields.get("rope_parameters").cloned() {
+            fields.insert("rope_theta".into(), json!(self.rope_theta));
+            if self.rope_scaling.is_some() {
+                fields.insert("rope_scaling".into(), rope);
+            }
         }
         fields
     }

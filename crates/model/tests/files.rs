@@ -20,6 +20,7 @@ use model::seeded;
 use model::source::{Source, WeightsFormat, resolve};
 use model::tokenizer::Tokenizer;
 use model::weights::{Weights, gguf, safetensors};
+use serde_json::json;
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -361,6 +362,34 @@ fn a_checkpoint_may_be_split_but_holds_no_tensor_twice() -> Outcome {
     assert!(message(twice).ends_with("expected one tensor of this name, found two"));
     let half = Decoder::load(&source(vec![paths[0].clone()]), DType::F32, &Device::Cpu);
     assert!(message(half).ends_with("found no such tensor"));
+    Ok(())
+}
+
+#[test]
+fn saved_rotary_settings_stand_where_old_and_new_readers_look() -> Outcome {
+    let scaled = json!({"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+                        "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
+    for (rope, scaling) in [
+        (json!({"rope_type": "default", "rope_theta": 500.0}), None),
+        (scaled.clone(), Some(scaled)),
+    ] {
+        let mut fields = seeded::tiny_fields(Family::Llama, true);
+        fields.insert("rope_parameters".into(), rope.clone());
+        let config = Config::from_fields(Path::new("config.json"), fields)?;
+        let folder = tempfile::tempdir()?;
+        seeded::decoder(&config)?.save(folder.path(), DType::F32)?;
+        let path = folder.path().join("config.json");
+        let mut saved: serde_json::Map<_, _> = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+        assert_eq!(saved.get("rope_theta"), Some(&json!(500.0)));
+        assert_eq!(saved.get("rope_scaling"), scaling.as_ref());
+        // An older reader knows nothing of the newer place.
+        assert_eq!(saved.remove("rope_parameters"), Some(rope));
+        let older = Config::from_fields(&path, saved)?;
+        assert_eq!(
+            (older.rope_theta, older.rope_scaling),
+            (config.rope_theta, config.rope_scaling)
+        );
+    }
     Ok(())
 }
 
