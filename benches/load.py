@@ -1,13 +1,14 @@
 """Servers under load: ours beside llama.cpp's, a soak, kill and restart, and the reward service.
 
-    python benches/load.py serve   [--model NAME --dtype f32,bf16] [--gguf FILE,... --llama FOLDER] [--requests N] [--rounds N]
+    python benches/load.py serve   [--model NAME --dtype f32,bf16] [--gguf FILE,... --llama FOLDER] [--vllm PROGRAM --checkpoint FOLDER]
+                                   [--requests N] [--rounds N]
     python benches/load.py soak    [--model NAME] [--requests 10000] [--share 0.3] [--growth 0.1]
     python benches/load.py restart [--model NAME] [--kills 3] [--seconds 10]
     python benches/load.py reward  [--recipe recipes/reward.toml] [--requests 512] [--rounds N]
 
 Every work also takes --saferl PROGRAM, --threads N (of each server) and --clients (how many at once). It starts each
-server itself, on loopback and a free port, and kills it at the end. `serve` drives our server on NAME in each type, and
-the `llama-server` in FOLDER on each FILE. All figures are taken from the clients' side, all clients being threads of this
+server itself, on loopback and a free port, and kills it at the end. `serve` drives our server on NAME in each type, the
+`llama-server` in FOLDER on each FILE, and `vllm` in bf16 on the CPU (its build for the CPU) on a Hugging Face folder. All figures are taken from the clients' side, all clients being threads of this
 process, with a new connection for each request. Exits 1 where something failed, or what `soak` and `restart` are to
 show does not hold. Standard library alone; needs /proc.
 """
@@ -38,7 +39,7 @@ PROMPTS = [f"{task} {topic}" for task in TASKS for topic in TOPICS]
 OURS = {"model": "smollm2-135m", "dtype": "f32"}
 # The options of each work and what they are where nothing is said.
 OPTIONS = {
-    "serve": {**OURS, "gguf": "", "llama": "", "clients": "1,8,32", "requests": 4, "tokens": 64, "rounds": 3},
+    "serve": {**OURS, "gguf": "", "llama": "", "vllm": "", "checkpoint": "", "clients": "1,8,32", "requests": 4, "tokens": 64, "rounds": 3},
     "soak": {**OURS, "clients": "16", "requests": 10_000, "share": 0.3, "growth": 0.1},
     "restart": {**OURS, "clients": "8", "tokens": 64, "kills": 3, "seconds": 10.0},
     "reward": {"recipe": "recipes/reward.toml", "clients": "1,8,64", "requests": 512, "rounds": 3},
@@ -70,10 +71,12 @@ class Server:
         self.command = [*command, "--host", "127.0.0.1", "--port", str(self.port)]
         # Ours has no option for threads; its kernels ask rayon. A key would only be in the way.
         self.environment = {**os.environ, "RAYON_NUM_THREADS": str(arguments.threads), "SAFERL_API_KEY": ""}
+        # vLLM sizes its room for keys and values by the machine, and asks its makers' host how it is used, where it is let.
+        self.environment |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
         self.log = tempfile.TemporaryFile()
 
     def start(self):
-        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log, env=self.environment)
+        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log, env=self.environment, start_new_session=True)
         try:
             end = time.perf_counter() + START_S
             while not self.healthy():
@@ -88,7 +91,8 @@ class Server:
         return self
 
     def kill(self, *_):
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     __enter__, __exit__ = start, kill
@@ -116,9 +120,16 @@ class Server:
         return sum(float(line.split()[-1]) for line in lines if line.startswith((name + " ", name + "{")))
 
     def memory_mb(self, key="VmRSS"):
-        """Resident memory, mapped files included; with `VmHWM` the most it was."""
-        with open(f"/proc/{self.process.pid}/status", encoding="utf-8") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith(key)) / 1024
+        """Resident memory of the server and its processes, mapped files included; with `VmHWM` the most it was of each."""
+        total, todo = 0, [self.process.pid]
+        while todo:
+            folder = f"/proc/{todo.pop()}"
+            with open(f"{folder}/status", encoding="utf-8") as status:
+                total += next((int(line.split()[1]) for line in status if line.startswith(key)), 0)
+            for thread in os.listdir(f"{folder}/task"):
+                with open(f"{folder}/task/{thread}/children", encoding="utf-8") as children:
+                    todo += children.read().split()
+        return total / 1024
 
 
 def chat(server, text, tokens, leave_after=None):
@@ -174,7 +185,7 @@ def cells(speeds, seconds, *shares):
 
 
 def contenders(arguments):
-    """Names and commands: ours for each type, llama.cpp's for each file."""
+    """Names and commands: ours for each type, llama.cpp's for each file, vLLM's."""
     for dtype in arguments.dtype.split(","):
         yield f"saferl {dtype}", [arguments.saferl, "serve", arguments.model, "--dtype", dtype]
     threads, slots = str(arguments.threads), max(arguments.clients)
@@ -182,6 +193,9 @@ def contenders(arguments):
         # Every client has a slot of 512 tokens. Every prompt is new, so that a store of old ones would only take memory.
         command = [os.path.join(arguments.llama, "llama-server"), "-m", gguf, "-np", str(slots), "-c", str(512 * slots)]
         yield f"llama.cpp {kind(gguf)}", [*command, "-t", threads, "-tb", threads, "-cram", "0", "--no-webui"]
+    if arguments.vllm:
+        command = [arguments.vllm, "serve", arguments.checkpoint, "--served-model-name", "default", "--dtype", "bfloat16"]
+        yield "vLLM bf16", [*command, "--max-model-len", "512", "--max-num-seqs", str(slots)]
 
 
 def serve(arguments):
