@@ -71,8 +71,9 @@ pub(crate) struct Adapter {
 impl Adapter {
     /// What it adds to rows that came from `x_t_i`.
     fn apply(&self, x_t_i: &Tensor, dtype: DType) -> Result<Tensor> {
-        let added_t_o = self.b_o_r.product(&self.a_r_i.product(x_t_i, dtype)?, dtype)?;
-        added_t_o.affine(self.scale, 0.0)
+        // Scaled where it is narrow.
+        let inner_t_r = self.a_r_i.product(x_t_i, dtype)?.affine(self.scale, 0.0)?;
+        self.b_o_r.product(&inner_t_r, dtype)
     }
 }
 
