@@ -5,9 +5,9 @@
 #
 # What cannot be fetched is left out with a line that says so. Every other failure is one.
 set -euo pipefail
-program=$1 folder=$2
+mkdir -p "$2"
+program=$(realpath "$1") folder=$(realpath "$2")
 cd "$(dirname "${BASH_SOURCE[0]}")"
-mkdir -p "$folder"
 bin=$folder/python/bin
 url=http://127.0.0.1:8917
 server=
@@ -69,6 +69,6 @@ fi
 if pip_has schemathesis==4.32.5; then
   # A small model with a small context, so that no request takes long.
   serve tiny-qwen3 --guard built-in --cache-tokens 512
-  "$bin/schemathesis" run "$url/openapi.json" --max-examples 20 --generation-deterministic --request-timeout 20 \
-    --checks not_a_server_error,status_code_conformance,content_type_conformance
+  (cd "$folder" && "$bin/schemathesis" run "$url/openapi.json" --max-examples 20 --generation-deterministic \
+    --request-timeout 20 --checks not_a_server_error,status_code_conformance,content_type_conformance)
 fi
