@@ -82,19 +82,14 @@ impl Service {
             (None, [alone]) => Some(alone),
             (None, _) => None,
         };
-        let names = || self.models.iter().map(|model| model.name.clone());
-        found.ok_or_else(|| match name {
-            Some(name) => Error::UnknownModel {
-                expected: names().collect(),
-                found: name.to_owned(),
-            },
-            None => {
-                let names: Vec<String> = names().collect();
-                Error::field(
-                    "model",
-                    format!("expected one of {}, found none", names.join(", ")),
-                )
-            }
+        found.ok_or_else(|| {
+            let expected: Vec<String> = self.models.iter().map(|model| model.name.clone()).collect();
+            let unnamed = || Error::field("model", format!("expected one of {}", expected.join(", ")));
+            let unknown = |found: &str| Error::UnknownModel {
+                expected: expected.clone(),
+                found: found.to_owned(),
+            };
+            name.map_or_else(unnamed, unknown)
         })
     }
 }
