@@ -323,7 +323,7 @@ pub(crate) enum TableFormat {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("served").required(true).multiple(true).args(["models", "guard", "reward"]))]
 pub(crate) struct Serve {
-    /// Folders, .gguf files, built-in names, or org/name; requests choose by name, the first is the default
+    /// Folders, .gguf files, built-in names, or org/name; where there are several, requests choose by name
     #[arg(value_name = "MODEL")]
     pub(crate) models: Vec<String>,
     /// Judge prompts and replies: `built-in`, the URL of an OpenAI-compatible server, or weights: a folder, or org/name

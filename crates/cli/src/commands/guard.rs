@@ -1,6 +1,7 @@
 //! `saferl guard`: how safe prompts and replies are.
 
 use std::io::Read;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use judge::data::Split;
@@ -12,6 +13,9 @@ use judge::{
     score_rows,
 };
 use model::chat::Message;
+use model::decoder::Decoder;
+use model::source::Source;
+use model::tokenizer::Tokenizer;
 use train::judges::ROOM;
 
 use crate::arguments::{GuardChoice, GuardEval, GuardKind, GuardScore, GuardStream, HeadsTrain};
@@ -27,10 +31,18 @@ pub(crate) fn train(arguments: &HeadsTrain) -> Result<()> {
 }
 
 /// The guard that the arguments choose.
-pub(crate) fn open(choice: &GuardChoice) -> Result<Box<dyn Guard>> {
+fn open(choice: &GuardChoice) -> Result<Box<dyn Guard>> {
+    open_on(choice, |_| None)
+}
+
+/// The same; `loaded` says whether the built-in guard's base model is there already, in f32, to be shared.
+pub(crate) fn open_on(
+    choice: &GuardChoice,
+    loaded: impl FnOnce(&Source) -> Option<(Decoder, Arc<Tokenizer>)>,
+) -> Result<Box<dyn Guard>> {
     let name = choice.guard.as_str();
     if name == "built-in" {
-        let (heads, base) = heads::open(&choice.heads)?;
+        let (heads, base) = heads::open_on(&choice.heads, loaded)?;
         return Ok(Box::new(BuiltInGuard::new(base.features, heads)?));
     }
     if !is_address(name) {

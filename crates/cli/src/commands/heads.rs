@@ -11,7 +11,9 @@ use indicatif::ProgressBar;
 use judge::Heads;
 use judge::features::{Features, Layout, SharedFeatures, fingerprint};
 use judge::probe::{Progress, Recipe, Trained};
-use model::source::cache_folder;
+use model::decoder::Decoder;
+use model::source::{Source, cache_folder};
+use model::tokenizer::Tokenizer;
 use serde::Serialize;
 use train::judges::BASE;
 
@@ -38,20 +40,38 @@ impl Base {
         if cached {
             features = features.with_cache(&cache_folder()?.join("features"), &sha256)?;
         }
-        Ok(Self {
+        Ok(Self::new(features, sha256))
+    }
+
+    fn new(features: Features, sha256: String) -> Self {
+        Self {
             features: Arc::new(Mutex::new(features)),
             sha256,
-        })
+        }
     }
 }
 
 /// The heads of a file, or those that are part of the program, and the base that they fit.
 pub(crate) fn open(file: &HeadsFile) -> Result<(Arc<Heads>, Base)> {
+    open_on(file, |_| None)
+}
+
+/// The same; `loaded` says whether that base is there already, in f32, to be shared.
+pub(crate) fn open_on(
+    file: &HeadsFile,
+    loaded: impl FnOnce(&Source) -> Option<(Decoder, Arc<Tokenizer>)>,
+) -> Result<(Arc<Heads>, Base)> {
     let heads = match &file.heads {
         Some(path) => Heads::load(path)?,
         None => Heads::built_in()?,
     };
-    let base = Base::load(BASE, heads.card.layout.clone(), false)?;
+    let (source, layout) = (resolve(BASE)?, heads.card.layout.clone());
+    let base = match loaded(&source) {
+        Some((decoder, tokenizer)) => {
+            Base::new(Features::new(decoder, tokenizer, layout), fingerprint(&source)?)
+        }
+        None => Base::load(BASE, layout, false)?,
+    };
     {
         let features = base
             .features

@@ -17,7 +17,7 @@ use model::source::{Source, WeightsFormat};
 use model::tokenizer::Tokenizer;
 use serve::{Action, Door, Grammars, Guardrail, Limits, Metrics, Model, Parser, Router, Scheduler, Service};
 
-use crate::arguments::{GuardAction, GuardChoice, HeadsFile, ReasoningParser, Serve};
+use crate::arguments::{GuardAction, GuardChoice, HeadsFile, Precision, ReasoningParser, Serve};
 use crate::commands::guard;
 use crate::error::{Error, Result};
 use crate::local::{parts, resolve};
@@ -35,11 +35,13 @@ const MEMORY_SHARE: usize = 4;
 /// Serves until the process is told to stop.
 pub(crate) fn run(arguments: &Serve) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
-    let guardrail = guardrail(arguments)?;
+    let names = served_names(&arguments.models)?;
+    let bases = load(arguments)?;
+    let guardrail = guardrail(arguments, &bases)?;
     let mut parts = Router::new();
     let openai = !arguments.models.is_empty() || guardrail.is_some();
     if openai {
-        let models = load(arguments, &metrics)?;
+        let models = start(bases, &names, arguments, &metrics)?;
         parts = parts.merge(serve::openai::router(Service::new(models, guardrail)));
         parts = parts.merge(serve::page::router());
     }
@@ -138,9 +140,8 @@ impl Base {
     }
 }
 
-/// Loads the models, each base once, and starts the engines.
-fn load(arguments: &Serve, metrics: &Arc<Metrics>) -> Result<Vec<Model>> {
-    let names = served_names(&arguments.models)?;
+/// Loads the models, each base once.
+fn load(arguments: &Serve) -> Result<Vec<Base>> {
     let mut bases: Vec<Base> = Vec::new();
     for (place, name) in arguments.models.iter().enumerate() {
         let (base, adapters) = parts(name)?;
@@ -157,9 +158,19 @@ fn load(arguments: &Serve, metrics: &Arc<Metrics>) -> Result<Vec<Model>> {
             .transpose()?;
         base.served.push((place, adapted));
     }
+    Ok(bases)
+}
+
+/// Starts the engines, and gives the models as they stand among the arguments.
+fn start(
+    bases: Vec<Base>,
+    names: &[String],
+    arguments: &Serve,
+    metrics: &Arc<Metrics>,
+) -> Result<Vec<Model>> {
     let mut models = Vec::new();
     for base in bases {
-        models.extend(base.start(&names, arguments, metrics)?);
+        models.extend(base.start(names, arguments, metrics)?);
     }
     models.sort_by_key(|&(place, _)| place);
     Ok(models.into_iter().map(|(_, model)| model).collect())
@@ -210,15 +221,22 @@ fn pool_tokens(config: &Config) -> usize {
     (POOL_BYTES / bytes.max(1)).min(most).max(4 * BLOCK_SLOTS)
 }
 
-fn guardrail(arguments: &Serve) -> Result<Option<Guardrail>> {
+/// The guard, which shares the weights of a base that it happens to read too.
+fn guardrail(arguments: &Serve, bases: &[Base]) -> Result<Option<Guardrail>> {
     let Some(name) = &arguments.guard else {
         return Ok(None);
     };
-    let guard = guard::open(&GuardChoice {
+    let choice = GuardChoice {
         guard: name.clone(),
         guard_model: arguments.guard_model.clone(),
         guard_kind: arguments.guard_kind,
         heads: HeadsFile { heads: None },
+    };
+    let guard = guard::open_on(&choice, |source| {
+        let files = files(source);
+        let base = bases.iter().find(|base| base.files == files)?;
+        let shared = || (base.engine.decoder().clone(), Arc::clone(&base.tokenizer));
+        matches!(arguments.dtype, Precision::F32).then(shared)
     })?;
     let label = if is_address(name) {
         arguments.guard_model.clone()

@@ -268,7 +268,8 @@ async fn whole(mut generation: Generation, form: &Form, count: usize) -> Result<
 }
 
 fn choice_json(index: usize, choice: Choice, form: &Form) -> Value {
-    let mut message = json!({"role": "assistant", "content": choice.content, "refusal": null});
+    let mut message =
+        json!({"role": "assistant", "content": choice.content, "refusal": null, "annotations": []});
     if let Some(thinking) = choice.thinking {
         // Some clients look for one name, some for the other.
         message["reasoning_content"] = json!(thinking);

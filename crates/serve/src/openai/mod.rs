@@ -66,7 +66,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service of these models; a request that names none gets the first.
+    /// A service of these models; where it is one alone, a request need not name it.
     pub fn new(models: Vec<Model>, guardrail: Option<Guardrail>) -> Self {
         Self {
             models: models.into(),
@@ -77,13 +77,19 @@ impl Service {
     }
 
     fn model(&self, name: Option<&str>) -> Result<&Model> {
-        let found = match name {
-            Some(name) => self.models.iter().find(|model| model.name == name),
-            None => self.models.first(),
+        let found = match (name, &*self.models) {
+            (Some(name), models) => models.iter().find(|model| model.name == name),
+            (None, [alone]) => Some(alone),
+            (None, _) => None,
         };
-        found.ok_or_else(|| Error::UnknownModel {
-            expected: self.models.iter().map(|model| model.name.clone()).collect(),
-            found: name.unwrap_or("none").to_owned(),
+        found.ok_or_else(|| {
+            let expected: Vec<String> = self.models.iter().map(|model| model.name.clone()).collect();
+            let unnamed = || Error::field("model", format!("expected one of {}", expected.join(", ")));
+            let unknown = |found: &str| Error::UnknownModel {
+                expected: expected.clone(),
+                found: found.to_owned(),
+            };
+            name.map_or_else(unnamed, unknown)
         })
     }
 }

@@ -37,27 +37,24 @@ pub(crate) async fn respond(
     }
     let mut drawing = Drawing::take(&mut fields, model, rendered.thinks)?;
     drawing.limit("max_output_tokens", limit, rendered.prompt.ids.len(), model)?;
-    allow_what_changes_nothing(&mut fields)?;
+    let mut head = json!({
+        "id": name("resp_"),
+        "object": "response",
+        "created_at": now(),
+        "model": model.name,
+        "instructions": instructions,
+        "max_output_tokens": limit,
+        "temperature": drawing.sampling.temperature,
+        "top_p": drawing.sampling.top_p,
+        "presence_penalty": drawing.sampling.presence_penalty,
+        "frequency_penalty": drawing.sampling.frequency_penalty,
+        "reasoning": {"effort": (thinking.enabled == Some(false)).then_some("none"), "summary": null},
+    });
+    tell_what_changes_nothing(&mut fields, &mut head)?;
     fields.finish()?;
 
     let answer = Answer {
-        head: json!({
-            "id": name("resp_"),
-            "object": "response",
-            "created_at": now(),
-            "model": model.name,
-            "instructions": instructions,
-            "max_output_tokens": limit,
-            "temperature": drawing.sampling.temperature,
-            "top_p": drawing.sampling.top_p,
-            "tools": [],
-            "tool_choice": "auto",
-            "parallel_tool_calls": true,
-            "store": false,
-            "metadata": {},
-            "error": null,
-            "text": {"format": {"type": "text"}},
-        }),
+        head,
         thinking: Item::new("rs_"),
         message: Item::new("msg_"),
         number: 0,
@@ -140,20 +137,34 @@ fn read_reasoning(mut item: Fields) -> Result<String> {
     read_parts("content", content, &["reasoning_text"])
 }
 
-fn allow_what_changes_nothing(fields: &mut Fields) -> Result<()> {
-    for label in ["user", "safety_identifier", "prompt_cache_key"] {
-        fields.take::<String>(label)?;
+/// Takes the fields that say who asks, and those of which only the value is supported that asks for nothing; and tells
+/// both in the response, where clients expect all of them.
+fn tell_what_changes_nothing(fields: &mut Fields, head: &mut Value) -> Result<()> {
+    fields.take::<String>("user")?;
+    for label in ["safety_identifier", "prompt_cache_key"] {
+        head[label] = json!(fields.take::<String>(label)?);
     }
-    fields.take::<Map<String, Value>>("metadata")?;
-    fields.allow("store", &[json!(false)])?;
-    fields.allow("background", &[json!(false)])?;
-    fields.allow("tools", &[json!([])])?;
-    fields.allow("tool_choice", &[json!("auto"), json!("none")])?;
-    fields.allow("parallel_tool_calls", &[json!(true)])?;
-    fields.allow("truncation", &[json!("disabled")])?;
-    fields.allow("service_tier", &[json!("auto"), json!("default")])?;
+    head["metadata"] = json!(fields.take::<Map<String, Value>>("metadata")?.unwrap_or_default());
     fields.allow("include", &[json!([])])?;
-    fields.allow("text", &[json!({}), json!({"format": {"type": "text"}})])
+    // Each with the value that is told, and others that mean the same.
+    for (label, told, same) in [
+        ("store", json!(false), json!(false)),
+        ("background", json!(false), json!(false)),
+        ("tools", json!([]), json!([])),
+        ("tool_choice", json!("auto"), json!("none")),
+        ("parallel_tool_calls", json!(true), json!(true)),
+        ("truncation", json!("disabled"), json!("disabled")),
+        ("service_tier", json!("default"), json!("auto")),
+        ("text", json!({"format": {"type": "text"}}), json!({})),
+        ("top_logprobs", json!(0), json!(0)),
+    ] {
+        fields.allow(label, &[told.clone(), same])?;
+        head[label] = told;
+    }
+    for label in ["previous_response_id", "max_tool_calls", "error"] {
+        head[label] = Value::Null;
+    }
+    Ok(())
 }
 
 /// An output item: its name, its text, and its place once it has begun.
@@ -260,6 +271,7 @@ impl Answer {
         }
         let mut response = self.head.clone();
         response["status"] = json!(status);
+        response["completed_at"] = json!((status == "completed").then(now));
         response["incomplete_details"] = json!(incomplete.map(|reason| json!({"reason": reason})));
         response["output"] = output.into();
         response["usage"] = json!(usage.map(|usage| json!({

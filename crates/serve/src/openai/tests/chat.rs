@@ -49,6 +49,8 @@ async fn adapters_are_chosen_by_the_models_name() {
         post(&self::app(), CHAT, chat(json!({}))).await["choices"],
         tiny["choices"]
     );
+    // Which of two is meant has to be said.
+    assert_eq!(refused(&app, CHAT, chat(json!({"model": null}))).await, "model");
     // Side by side in one batch, as each by itself.
     let together = tokio::join!(ask("adapted"), ask("tiny"), ask("adapted"), ask("tiny"));
     assert_eq!(together.0["choices"], other["choices"]);

@@ -44,10 +44,22 @@ async fn responses_stream_in_order() {
     let body = json!({
         "input": [{"role": "user", "content": [{"type": "input_text", "text": "Hello"}]}],
         "instructions": "Be brief.", "seed": 7, "max_output_tokens": 30, "thinking_budget": 4,
-        "logit_bias": {"256": -100, "258": -100},
+        "logit_bias": {"256": -100, "258": -100}, "metadata": {"a": "b"}, "prompt_cache_key": "k",
     });
     let whole = post(&app, path, body.clone()).await;
     assert_eq!(whole["status"], "incomplete");
+    // Clients expect every field, null where it says nothing.
+    for (field, told) in [
+        ("completed_at", json!(null)),
+        ("previous_response_id", json!(null)),
+        ("truncation", json!("disabled")),
+        ("service_tier", json!("default")),
+        ("prompt_cache_key", json!("k")),
+        ("metadata", json!({"a": "b"})),
+        ("reasoning", json!({"effort": null, "summary": null})),
+    ] {
+        assert_eq!(whole.get(field), Some(&told), "{field}");
+    }
     assert_eq!(whole["incomplete_details"]["reason"], "max_output_tokens");
     assert_eq!(whole["output"][0]["type"], "reasoning");
     assert_eq!(whole["output"][1]["content"][0]["type"], "output_text");
