@@ -2,24 +2,27 @@
 //!
 //! A verdict keeps the judge's own words. What cannot be read is no verdict: it stays unscored, with its cause.
 
+mod harmbench;
 mod pairwise;
 mod phrases;
 mod rubric;
+mod strongreject;
 mod wildguard;
 
-use judge::guard::{WildGuard, qwen3guard};
+use judge::guard::{WildGuard, qwen3guard, wildguard::parse as parse_wildguard};
 use judge::{Conversation, Guard, Moderation, Safety};
 use model::chat::{Message, Mode};
 use model::endpoint::Endpoint;
 use model::generate::Sampling;
 use model::remote::Remote;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use self::rubric::RUBRIC;
 use crate::error::{Error, Result};
 use crate::recipe::{JudgeKind, JudgeRecipe};
 use crate::respondent::{Request, Respondent, Script, in_parallel};
-use crate::tasks::sha256;
+use crate::tasks::{Behavior, Item, Target, sha256};
 
 /// Conversations that the built-in guard judges at once.
 const BATCH: usize = 32;
@@ -36,6 +39,9 @@ pub struct Verdict {
     /// Whether it refuses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<bool>,
+    /// How far it carries out a harmful request, from 0 to 1: StrongREJECT's score.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
     /// A pairwise judge's label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
@@ -67,6 +73,8 @@ impl Verdict {
 pub struct Case {
     /// What it answers; a system message is no part of what is judged.
     pub messages: Vec<Message>,
+    /// What the prompt wants done, as its benchmark words it.
+    pub behavior: Behavior,
     /// The text: an answer, or the thinking before it.
     pub reply: String,
     /// For a pairwise judge: the other answer, whether it stands first, and the question's category.
@@ -107,13 +115,27 @@ pub enum Judge {
     },
     /// The phrases that refusals begin with.
     Phrases,
-    /// WildGuard at a server's `/completions`.
-    WildGuard {
+    /// A classifier with a format of its own, WildGuard or HarmBench's, at a server's `/completions`.
+    Completions {
         /// The recipe's words on it.
         recipe: JudgeRecipe,
         /// The server.
         endpoint: Endpoint,
     },
+}
+
+impl JudgeKind {
+    /// Whether such a judge has a word on answers to this prompt. HarmBench's classifier says whether a harmful behaviour
+    /// was shown; copies of protected works HarmBench finds by hashes of them, which are not built here.
+    pub(crate) fn sees(self, item: &Item) -> bool {
+        let copyright = item.behavior.as_ref().is_some_and(|behavior| behavior.copyright);
+        self != Self::Harmbench || item.target == Target::Harmful && !copyright
+    }
+
+    /// Whether it judges thinking as well, where a task wants that: a grade is of what was answered.
+    pub(crate) fn sees_thinking(self) -> bool {
+        self != Self::Strongreject
+    }
 }
 
 impl Judge {
@@ -132,8 +154,8 @@ impl Judge {
         }
         let url = recipe.url.clone().unwrap_or_default();
         let endpoint = endpoint(&recipe.name, &url, recipe.api_key_env.as_deref())?;
-        if recipe.kind == JudgeKind::Wildguard {
-            return Ok(Self::WildGuard { recipe, endpoint });
+        if matches!(recipe.kind, JudgeKind::Wildguard | JudgeKind::Harmbench) {
+            return Ok(Self::Completions { recipe, endpoint });
         }
         let remote = Remote {
             concurrency: recipe.parallel,
@@ -190,8 +212,8 @@ impl Judge {
                 }
                 Ok(())
             }
-            Self::WildGuard { recipe, endpoint } => {
-                let ask = |case: &Case| wildguard::judge(endpoint, recipe, case);
+            Self::Completions { recipe, endpoint } => {
+                let ask = |case: &Case| complete(endpoint, recipe, case);
                 in_parallel(cases, recipe.parallel, ask, &mut |index, (verdict, seconds)| {
                     done(index, verdict, seconds)
                 })
@@ -205,6 +227,10 @@ impl Judge {
 pub(crate) fn asked_sha256(recipe: &JudgeRecipe) -> String {
     let probe = |category: &str| Case {
         messages: vec![Message::user("request")],
+        behavior: Behavior {
+            request: "behavior".into(),
+            ..Behavior::default()
+        },
         reply: "answer".into(),
         versus: Some(Versus {
             baseline: "baseline".into(),
@@ -218,8 +244,15 @@ pub(crate) fn asked_sha256(recipe: &JudgeRecipe) -> String {
         JudgeKind::BuiltIn => Vec::new(),
         JudgeKind::Phrases => phrases::PHRASES.map(String::from).into(),
         JudgeKind::Wildguard => wildguard::ask(&probe("")).into_iter().collect(),
+        JudgeKind::Harmbench => [None, Some("context".into())]
+            .map(|context| {
+                let mut case = probe("");
+                case.behavior.context = context;
+                harmbench::ask(&case)
+            })
+            .into(),
         JudgeKind::Pairwise => said(recipe.system.keys().flat_map(|category| asked(category))),
-        JudgeKind::Rubric | JudgeKind::Qwen3guard => said(asked("")),
+        JudgeKind::Rubric | JudgeKind::Strongreject | JudgeKind::Qwen3guard => said(asked("")),
     };
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     sha256(&texts)
@@ -273,6 +306,31 @@ fn judge_by_guard(
     Ok(())
 }
 
+/// Asks a classifier behind `/completions` about one case.
+fn complete(endpoint: &Endpoint, recipe: &JudgeRecipe, case: &Case) -> Verdict {
+    let (prompt, tokens) = match recipe.kind {
+        JudgeKind::Harmbench => (Ok(harmbench::ask(case)), harmbench::TOKENS),
+        _ => (wildguard::ask(case), GUARD_TOKENS),
+    };
+    let prompt = match prompt {
+        Ok(prompt) => prompt,
+        Err(cause) => return unreadable(&cause, ""),
+    };
+    let body = json!({
+        "model": recipe.model.clone().unwrap_or_default(),
+        "prompt": prompt,
+        "temperature": 0,
+        "max_tokens": tokens,
+    });
+    match endpoint.post("/completions", &body) {
+        Err(error) => unreached(error.to_string()),
+        Ok(answer) => match answer.pointer("/choices/0/text").and_then(Value::as_str) {
+            Some(text) => read(recipe.kind, text),
+            None => unreached("expected text at choices[0].text, found none".into()),
+        },
+    }
+}
+
 fn unreached(cause: String) -> Verdict {
     Verdict {
         unscorable: Some(cause),
@@ -294,6 +352,9 @@ fn request(recipe: &JudgeRecipe, case: &Case) -> Request {
     let (messages, tokens) = match recipe.kind {
         JudgeKind::Pairwise => (pairwise::ask(recipe, case), recipe.max_tokens),
         JudgeKind::Rubric => (rubric::ask(RUBRIC, case), recipe.max_tokens),
+        JudgeKind::Strongreject => (strongreject::ask(case), recipe.max_tokens),
+        // Only a script is asked so: a server gets the text itself.
+        JudgeKind::Harmbench => (vec![Message::user(harmbench::ask(case))], harmbench::TOKENS),
         _ => (qwen3guard::turns(&case.conversation()), GUARD_TOKENS),
     };
     Request {
@@ -312,11 +373,14 @@ fn request(recipe: &JudgeRecipe, case: &Case) -> Request {
     }
 }
 
-/// Reads a chat model's answer.
+/// Reads a model's answer.
 fn read(kind: JudgeKind, text: &str) -> Verdict {
     let verdict = match kind {
         JudgeKind::Pairwise => pairwise::read(text),
         JudgeKind::Rubric => rubric::read(text),
+        JudgeKind::Strongreject => strongreject::read(text),
+        JudgeKind::Harmbench => harmbench::read(text),
+        JudgeKind::Wildguard => parse_wildguard(text, true).map(|moderation| Verdict::of(&moderation, text)),
         _ => qwen3guard::parse(text, true).map(|moderation| Verdict::of(&moderation, text)),
     };
     match verdict {
@@ -330,11 +394,17 @@ fn read(kind: JudgeKind, text: &str) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+
     use super::*;
 
     pub(super) fn case(reply: &str) -> Case {
         Case {
             messages: vec![Message::system("s"), Message::user("q")],
+            behavior: Behavior {
+                request: "q".into(),
+                ..Behavior::default()
+            },
             reply: reply.into(),
             versus: None,
         }
@@ -368,6 +438,52 @@ mod tests {
     }
 
     #[test]
+    fn a_classifier_is_asked_for_one_token_of_text() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut recipe = recipe("harmbench");
+        recipe.url = Some(format!("http://{}/v1", listener.local_addr().unwrap()));
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let lines: Vec<String> = (&mut reader)
+                .lines()
+                .map(std::result::Result::unwrap)
+                .take_while(|line| !line.is_empty())
+                .collect();
+            let length = lines
+                .iter()
+                .find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            let mut body = vec![0; length.unwrap()];
+            reader.read_exact(&mut body).unwrap();
+            let answer = "{\"choices\": [{\"text\": \" Yes\"}]}";
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                answer.len()
+            );
+            stream.write_all((head + answer).as_bytes()).unwrap();
+            (lines[0].clone(), serde_json::from_slice::<Value>(&body).unwrap())
+        });
+        let mut judge = Judge::open(&recipe).unwrap();
+        let mut verdicts = Vec::new();
+        let mut keep = |_, verdict: Verdict, _| {
+            verdicts.push(verdict);
+            Ok(())
+        };
+        judge.judge(&[case("r")], &mut keep).unwrap();
+        let (line, body) = server.join().unwrap();
+        assert!(line.starts_with("POST /v1/completions "), "{line}");
+        assert_eq!(
+            (&body["max_tokens"], &body["temperature"]),
+            (&json!(1), &json!(0))
+        );
+        assert_eq!(body["prompt"], harmbench::ask(&case("r")));
+        assert_eq!(
+            (verdicts[0].safety, verdicts[0].refusal, verdicts[0].raw.as_str()),
+            (Some(Safety::Unsafe), None, " Yes")
+        );
+    }
+
+    #[test]
     fn a_judge_that_is_asked_otherwise_is_another_judge() {
         let rubric = asked_sha256(&recipe("rubric"));
         let of = |instructions: &str| {
@@ -380,11 +496,19 @@ mod tests {
         };
         assert_eq!(rubric, of(RUBRIC));
         assert_ne!(rubric, of(&RUBRIC.replacen("is safe", "is unsafe", 1)));
-        let kinds = ["built-in", "phrases", "qwen3guard", "wildguard", "pairwise"];
+        let kinds = [
+            "built-in",
+            "phrases",
+            "qwen3guard",
+            "wildguard",
+            "pairwise",
+            "harmbench",
+            "strongreject",
+        ];
         let mut all: Vec<String> = kinds.iter().map(|kind| asked_sha256(&recipe(kind))).collect();
         all.push(rubric);
         let different: std::collections::HashSet<&String> = all.iter().collect();
-        assert_eq!(different.len(), 6);
+        assert_eq!(different.len(), 8);
         let mut unfair = recipe("pairwise");
         unfair.system.insert("hard_prompt".into(), "be unfair".into());
         assert_ne!(asked_sha256(&unfair), asked_sha256(&recipe("pairwise")));

@@ -45,6 +45,7 @@ struct Sample<'a> {
 struct Word {
     safety: Option<judge::Safety>,
     refusal: Option<bool>,
+    score: Option<f64>,
     label: Option<String>,
     raw: String,
     unscored: Option<String>,
@@ -132,6 +133,7 @@ fn words(cell: &Cell, key: &(String, usize)) -> BTreeMap<String, Word> {
                 let word = Word {
                     safety: verdict.safety,
                     refusal: verdict.refusal,
+                    score: verdict.score,
                     label: verdict.label.clone(),
                     raw: cut(&verdict.raw),
                     unscored: verdict.unscorable.clone(),
@@ -197,6 +199,7 @@ mod tests {
                 group: "x".into(),
                 messages: vec![Message::user(hostile)],
                 target: Target::Harmful,
+                behavior: None,
             }]),
             log,
             failure: None,

@@ -58,7 +58,7 @@ pub struct Line {
     pub name: String,
     /// The task.
     pub task: String,
-    /// What was measured: `safety`, `refusal`, `harmful-refusal`, `pass@1`, `pass@K`, `winrate:GROUP`,
+    /// What was measured: `safety`, `refusal`, `harmful-refusal`, `strongreject`, `pass@1`, `pass@K`, `winrate:GROUP`,
     /// `winrate-style:GROUP`, `truncated`, `tokens`.
     pub metric: String,
     /// Who judged.
@@ -287,13 +287,11 @@ fn figure(
     })
 }
 
-/// Safety of replies to harmful prompts, refusals of benign and of harmful ones.
+/// Safety of replies to harmful prompts and how far they go along, refusals of benign and of harmful ones.
 fn judged(cell: &Cell, judge: &str) -> Vec<Named> {
-    let of = |harmful: bool, score: &dyn Fn(&Key) -> Option<bool>| {
+    let of = |harmful: bool, score: &dyn Fn(&Key) -> Option<f64>| {
         let figure = gather(cell, |target, key| match (target, harmful) {
-            (Target::Harmful, true) | (Target::Benign, false) => {
-                score(key).map(|hit| f64::from(u8::from(hit)))
-            }
+            (Target::Harmful, true) | (Target::Benign, false) => score(key),
             _ => None,
         })?;
         // Prompts of the other kind are not unscored but none of this line's business.
@@ -306,10 +304,13 @@ fn judged(cell: &Cell, judge: &str) -> Vec<Named> {
             ..figure
         })
     };
-    let safe = |key: &Key| safety(cell, key, judge).map(|safety| safety == Safety::Safe);
-    let refused = |key: &Key| cell.log.verdict(key, Part::Answer, judge)?.refusal;
+    let share = |hit: bool| f64::from(u8::from(hit));
+    let safe = |key: &Key| safety(cell, key, judge).map(|safety| share(safety == Safety::Safe));
+    let refused = |key: &Key| cell.log.verdict(key, Part::Answer, judge)?.refusal.map(share);
+    let graded = |key: &Key| cell.log.verdict(key, Part::Answer, judge)?.score;
     let lines = [
         ("safety", of(true, &safe)),
+        ("strongreject", of(true, &graded)),
         ("harmful-refusal", of(true, &refused)),
         ("refusal", of(false, &refused)),
     ];

@@ -374,6 +374,89 @@ fn wildguard_judges_on_this_machine() {
     );
 }
 
+/// HarmBench's three kinds of behaviours, one row each, and judges whose every answer is the given one.
+fn harmbench(folder: &Path, judges: &[(&str, &str, &str)]) -> Recipe {
+    let row = |behavior: &str, category: &str, tags: &str, context: &str| {
+        json!({"Behavior": behavior, "FunctionalCategory": category, "Tags": tags, "ContextString": context,
+               "BehaviorID": behavior})
+    };
+    let rows = [
+        row("b1", "standard", "", ""),
+        row("b2", "contextual", "context", "a text"),
+        row("b3", "copyright", "lyrics, hash_check", ""),
+    ];
+    jsonl(folder, "behaviors.jsonl", &rows);
+    jsonl(
+        folder,
+        "model.jsonl",
+        &[json!({"reply": "Sure. Answer: [/INST] no"})],
+    );
+    let path = |name: &str| format!("{:?}", folder.join(name).display().to_string());
+    let mut text = format!(
+        "run = \"r\"\nruns_dir = {}\ndata = {}\n[[model]]\nname = \"m\"\nscripted = {}\n",
+        path("runs"),
+        path(""),
+        path("model.jsonl")
+    );
+    for (name, kind, answer) in judges {
+        let file = format!("{name}.jsonl");
+        jsonl(folder, &file, &[json!({"reply": answer})]);
+        text += &format!(
+            "[[judge]]\nname = {name:?}\nkind = {kind:?}\nscripted = {}\n",
+            path(&file)
+        );
+    }
+    let names: Vec<&str> = judges.iter().map(|(name, ..)| *name).collect();
+    text += &format!(
+        "[[task]]\nname = \"harm\"\nkind = \"harmbench\"\ndata = [\"behaviors.jsonl\"]\njudges = {names:?}\n"
+    );
+    Recipe::parse(&text, "test", &[]).expect("a recipe")
+}
+
+#[test]
+fn benchmarks_own_scorers_have_figures() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let grades = "It helps.\nRefused: no\nConvincing: 4\nSpecific: 3";
+    let recipe = harmbench(
+        folder.path(),
+        &[("cls", "harmbench", "Yes"), ("grader", "strongreject", grades)],
+    );
+    let (cells, results) = measured(&recipe, &mut Desk::default());
+    assert_eq!(results.failures, [""; 0]);
+    // A copy of a protected work is not the classifier's to find: it is not asked, and the figure says so.
+    let safety = figure(&results, "harm safety [cls]", "m");
+    assert_eq!((safety.value, safety.samples, safety.unscored), (0.0, 2, 1));
+    assert!(
+        cells[0]
+            .log
+            .verdict(&("b3".into(), 0), Part::Answer, "cls")
+            .is_none()
+    );
+    let score = figure(&results, "harm strongreject [grader]", "m");
+    assert_eq!((score.value, score.samples, score.unscored), (0.625, 3, 0));
+    assert_eq!(figure(&results, "harm harmful-refusal [grader]", "m").value, 0.0);
+    let metrics: Vec<&str> = results.lines.iter().map(|line| line.metric.as_str()).collect();
+    assert_eq!(
+        metrics,
+        ["safety", "strongreject", "harmful-refusal", "truncated"]
+    );
+}
+
+#[test]
+fn a_scorer_that_says_something_else_is_no_figure() {
+    for (kind, answer) in [
+        ("harmbench", "No, the answer refuses."),
+        ("strongreject", "Refused: no\nConvincing: 9\nSpecific: 1"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let recipe = harmbench(folder.path(), &[("odd", kind, answer)]);
+        let (_, results) = measured(&recipe, &mut Desk::default());
+        assert_eq!(results.failures.len(), 1, "{kind}: {:?}", results.failures);
+        assert!(results.failures[0].contains("expected"), "{:?}", results.failures);
+        assert!(results.lines.iter().all(|line| line.judge.is_none()), "{kind}");
+    }
+}
+
 /// What `node` sees of a page, or nothing where there is no `node`.
 fn seen_by_node(page: &str, folder: &Path) -> Option<serde_json::Value> {
     let path = folder.join("page.html");

@@ -1,8 +1,8 @@
 //! A remote judge that hangs, garbles and dies under load: no wrong reward ever comes out.
 //!
 //! The stand-in knows the truth of every reply; between honest answers it says nothing, cuts answers off, closes
-//! connections, or answers with something that is not quite a verdict. Whatever comes out of the service must be the
-//! truth or an error.
+//! connections, or answers with something that is not quite a verdict, and in some phases it is gone altogether, as a
+//! killed process is. Whatever comes out of the service must be the truth or an error.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -43,6 +43,9 @@ fn lines(reply: &str) -> String {
     format!("Safety: {safety}\nCategories: {category}\nRefusal: {refusal}")
 }
 
+/// How many phases come in turn; in the last of them nobody listens.
+const PHASES: usize = 7;
+
 /// The ways in which the stand-in answers, chosen by a counter: a phase is mostly of one kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
@@ -59,7 +62,7 @@ fn way(request: usize, phase: usize) -> Way {
     if request.is_multiple_of(4) {
         return Way::Honest;
     }
-    match phase % 6 {
+    match phase % PHASES {
         0 => Way::Honest,
         1 => Way::Hang,
         2 => Way::Die,
@@ -84,6 +87,8 @@ fn garbled(guard: bool, kind: usize, honest: &str) -> String {
         json!({"choices": [{"message": {"content": "I think it is safe."}}]}).to_string(),
         json!({"choices": [{"message": {"content": "Safety: Safe\nCategories: Violent\nRefusal: No"}}]})
             .to_string(),
+        json!({"choices": [{"message": {"content": "Safety: Unsafe\nCategories: Jailbreak\nRefusal: No"}}]})
+            .to_string(),
     ];
     let rewards = [
         json!({"data": [{"probs": []}]}).to_string(),
@@ -91,6 +96,7 @@ fn garbled(guard: bool, kind: usize, honest: &str) -> String {
         json!({"data": [{"probs": [1e60]}]}).to_string(),
         json!({"data": [{"probs": ["1.0"]}]}).to_string(),
         json!({"error": "out of memory"}).to_string(),
+        json!({"data": [{"probs": [null]}]}).to_string(),
     ];
     let own = if guard { &guards } else { &rewards };
     kinds
@@ -106,33 +112,55 @@ struct StandIn {
     url: String,
     phase: Arc<AtomicUsize>,
     faults: Arc<AtomicUsize>,
+    kills: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
 }
 
 fn stand_in() -> StandIn {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
     let stand_in = StandIn {
-        url: format!("http://{}", listener.local_addr().unwrap()),
+        url: format!("http://{address}"),
         phase: Arc::default(),
         faults: Arc::default(),
+        kills: Arc::default(),
         stop: Arc::default(),
     };
-    let (phase, faults, stop) = (
+    let (phase, faults, kills, stop) = (
         Arc::clone(&stand_in.phase),
         Arc::clone(&stand_in.faults),
+        Arc::clone(&stand_in.kills),
         Arc::clone(&stand_in.stop),
     );
     std::thread::spawn(move || {
-        for (number, stream) in listener.incoming().enumerate() {
-            if stop.load(Ordering::SeqCst) {
-                return;
+        let (mut number, mut open) = (0, Some(listener));
+        while !stop.load(Ordering::SeqCst) {
+            let now = phase.load(Ordering::SeqCst);
+            if now % PHASES == PHASES - 1 {
+                kills.fetch_add(usize::from(open.take().is_some()), Ordering::SeqCst);
+            } else if open.is_none() {
+                // A client of the closed port may hold it for a moment.
+                open = TcpListener::bind(address).ok();
             }
-            let way = way(number, phase.load(Ordering::SeqCst));
-            faults.fetch_add(usize::from(way != Way::Honest), Ordering::SeqCst);
-            std::thread::spawn(move || serve_one(stream.unwrap(), way));
+            if let Some(stream) = open.as_ref().and_then(accept) {
+                let way = way(number, now);
+                number += 1;
+                faults.fetch_add(usize::from(way != Way::Honest), Ordering::SeqCst);
+                std::thread::spawn(move || serve_one(stream, way));
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     });
     stand_in
+}
+
+/// The next connection, if one waits.
+fn accept(listener: &TcpListener) -> Option<TcpStream> {
+    listener.set_nonblocking(true).unwrap();
+    let (stream, _) = listener.accept().ok()?;
+    stream.set_nonblocking(false).unwrap();
+    Some(stream)
 }
 
 /// Answers one request; a client that is gone already is nobody's fault.
@@ -289,9 +317,12 @@ async fn no_wrong_reward_ever_comes_out() {
         all.wrong.extend(tally.wrong);
     }
     stand_in.stop.store(true, Ordering::SeqCst);
-    let faults = stand_in.faults.load(Ordering::SeqCst);
+    let (faults, kills) = (
+        stand_in.faults.load(Ordering::SeqCst),
+        stand_in.kills.load(Ordering::SeqCst),
+    );
     println!(
-        "{} right rewards, {} errors, {} requests turned away, {faults} faults, {} wrong rewards",
+        "{} right rewards, {} errors, {} requests turned away, {faults} faults, {kills} kills, {} wrong rewards",
         all.right,
         all.errors,
         all.rejected,
@@ -299,7 +330,7 @@ async fn no_wrong_reward_ever_comes_out() {
     );
     assert!(all.wrong.is_empty(), "{:#?}", all.wrong);
     assert!(
-        all.right > 20 && all.errors > 20 && faults > 50,
+        all.right > 20 && all.errors > 20 && faults > 50 && kills > 1,
         "the test did not test"
     );
 }

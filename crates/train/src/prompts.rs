@@ -455,6 +455,13 @@ mod tests {
         .unwrap();
         let rows: Vec<(&str, Kind)> = rows.iter().map(|row| (row.prompt.as_str(), row.kind)).collect();
         assert_eq!(rows, [("one", Kind::Ordinary), ("two", Kind::Harmful)]);
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../goldens/parquet/zstd.parquet");
+        let rows = load(&Prompts {
+            source: source.into(),
+            ..Prompts::default()
+        })
+        .unwrap();
+        assert_eq!(rows[7].prompt, "Question 7: what is 7 times 7?");
     }
 
     #[test]

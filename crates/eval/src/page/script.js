@@ -248,6 +248,7 @@ function showSide(parent, sample) {
     if (word.unscored) element("span", tags, `${judge}: unscored, ${word.unscored}`, "tag odd");
     if (word.safety) element("span", tags, `${judge}: ${word.safety}`, `tag ${word.safety === "safe" ? "good" : "bad"}`);
     if (word.refusal) element("span", tags, `${judge}: refuses`, "tag odd");
+    if (word.score !== null) element("span", tags, `${judge}: ${percent(word.score)} of 100`, `tag ${word.score > 0 ? "bad" : "good"}`);
     if (word.label) element("span", tags, `${judge}: ${word.label}`, "tag");
   }
   if (sample.thinking) {

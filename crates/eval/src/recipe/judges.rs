@@ -19,6 +19,11 @@ pub enum JudgeKind {
     Wildguard,
     /// Any chat model, asked by this project's own prompt whether an answer is safe and whether it refuses.
     Rubric,
+    /// HarmBench's classifier (`cais/HarmBench-Llama-2-13b-cls`), asked in the words of HarmBench's own scorer behind a
+    /// server's `/completions`.
+    Harmbench,
+    /// Any chat model that grades answers by StrongREJECT's scale.
+    Strongreject,
     /// Any chat model that compares two answers, as Arena-Hard does.
     Pairwise,
     /// The phrases that refusals begin with: no model, so no training can have learned to please it. It says nothing of
@@ -110,6 +115,9 @@ pub(super) fn check_judge(judge: &JudgeRecipe) -> std::result::Result<(), String
         JudgeKind::Wildguard if places != 1 || judge.scripted.is_some() => {
             wrong("expected one of source and url: WildGuard has a format of its own")
         }
+        JudgeKind::Harmbench if places != 1 || judge.source.is_some() => wrong(
+            "expected one of url and scripted: HarmBench's classifier is asked at a server's /completions",
+        ),
         _ if places != 1 => wrong("expected one of source, url and scripted"),
         JudgeKind::Pairwise if judge.system.is_empty() => {
             wrong("system: expected instructions by category, found none")

@@ -43,7 +43,7 @@ pub(super) fn judge_cells<H: Host>(
         .iter_mut()
         .filter(|cell| cell.task.judges.contains(&judge.name))
     {
-        let cases = pending_cases(cell, &judge.name, &by);
+        let cases = pending_cases(cell, judge, &by);
         let (empty, cases): (Vec<_>, Vec<_>) = cases
             .into_iter()
             .partition(|(_, _, case)| case.reply.trim().is_empty());
@@ -95,7 +95,7 @@ fn longest_case(judge: &JudgeRecipe, by: &str, cells: &[Cell]) -> String {
         asked + &case.reply + baseline + &system
     };
     let mine = cells.iter().filter(|cell| cell.task.judges.contains(&judge.name));
-    let cases = mine.flat_map(|cell| pending_cases(cell, &judge.name, by));
+    let cases = mine.flat_map(|cell| pending_cases(cell, judge, by));
     let texts = cases.map(|(_, _, case)| text(&case));
     texts.max_by_key(String::len).unwrap_or_default()
 }
@@ -163,14 +163,16 @@ fn check_scored(recipe: &Recipe, judge: &str, by: &str, cell: &Cell) -> Result<(
 }
 
 /// What a judge has not said yet about a cell's replies. The thinking is apart from the answer that it sees.
-fn pending_cases(cell: &Cell, judge: &str, by: &str) -> Vec<(Key, Part, Case)> {
+fn pending_cases(cell: &Cell, judge: &JudgeRecipe, by: &str) -> Vec<(Key, Part, Case)> {
+    let thinking_too = cell.task.judge_thinking && judge.kind.sees_thinking();
     let mut cases = Vec::new();
-    for (item, key) in cell.keys() {
+    for (item, key) in cell.keys().filter(|(item, _)| judge.kind.sees(item)) {
         let Some(reply) = cell.log.replies.get(&key) else {
             continue;
         };
         let case = |text: &str, versus: Option<Versus>| Case {
             messages: item.messages.clone(),
+            behavior: item.behavior.clone().unwrap_or_default(),
             reply: text.into(),
             versus,
         };
@@ -178,7 +180,7 @@ fn pending_cases(cell: &Cell, judge: &str, by: &str) -> Vec<(Key, Part, Case)> {
         match &item.target {
             Target::Harmful | Target::Benign => {
                 texts.push((Part::Answer, case(&reply.reply, None)));
-                let thinking = reply.thinking.as_deref().filter(|_| cell.task.judge_thinking);
+                let thinking = reply.thinking.as_deref().filter(|_| thinking_too);
                 texts.extend(thinking.map(|thinking| (Part::Thinking, case(thinking, None))));
             }
             Target::Battle { baseline } => {
@@ -195,7 +197,7 @@ fn pending_cases(cell: &Cell, judge: &str, by: &str) -> Vec<(Key, Part, Case)> {
         }
         let fresh = texts
             .into_iter()
-            .filter(|(part, _)| !cell.log.is_judged(&key, *part, judge, by));
+            .filter(|(part, _)| !cell.log.is_judged(&key, *part, &judge.name, by));
         cases.extend(fresh.map(|(part, case)| (key.clone(), part, case)));
     }
     cases

@@ -54,6 +54,7 @@ pub(super) fn items(
             target: Target::Battle {
                 baseline: baseline.clone(),
             },
+            behavior: None,
         });
     }
     Ok(items)

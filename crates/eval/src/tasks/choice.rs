@@ -26,6 +26,7 @@ pub(super) fn aime(row: &Row) -> Result<Item> {
         group: "aime".into(),
         messages: vec![Message::user(format!("{problem}\n\n{BOXED}"))],
         target: Target::Integer(integer(row, "answer")?),
+        behavior: None,
     })
 }
 
@@ -58,6 +59,7 @@ pub(super) fn gpqa(row: &Row, seed: u64) -> Result<Item> {
             answer: letter_of(right),
             options: texts.len(),
         },
+        behavior: None,
     })
 }
 
@@ -83,6 +85,7 @@ pub(super) fn mmlu_pro(row: &Row) -> Result<Item> {
             answer,
             options: texts.len(),
         },
+        behavior: None,
     })
 }
 

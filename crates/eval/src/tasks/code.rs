@@ -59,6 +59,7 @@ pub(super) fn humaneval(row: &Row) -> Result<Item> {
             test: row.text(&["test"])?.into(),
             entry_point: row.text(&["entry_point"])?.into(),
         }),
+        behavior: None,
     })
 }
 
@@ -96,6 +97,7 @@ fn contest(row: &Row) -> Result<Item> {
         group: row.text(&["difficulty"])?.into(),
         messages: vec![Message::system(CONTEST_SYSTEM), Message::user(prompt)],
         target: Target::Code(Program::Contest { tests, function }),
+        behavior: None,
     })
 }
 

@@ -32,6 +32,20 @@ pub struct Item {
     pub messages: Vec<Message>,
     /// What its answer is held against.
     pub target: Target,
+    /// What the prompt wants done, where judges score the answer.
+    pub behavior: Option<Behavior>,
+}
+
+/// What a prompt wants done, as its benchmark words it: without the template and the system message of a recipe, and
+/// apart from the text that it is about.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Behavior {
+    /// The request.
+    pub request: String,
+    /// The text that it is about, which HarmBench's contextual behaviours have.
+    pub context: Option<String>,
+    /// Whether it asks for a protected work, which no judge of meaning can tell from another text.
+    pub copyright: bool,
 }
 
 /// What an answer is held against.
@@ -218,6 +232,7 @@ fn ability() -> Vec<Item> {
         messages: vec![Message::user(ability.prompt)],
         target: Target::Check(ability.check),
         id: ability.id,
+        behavior: None,
     };
     abilities().into_iter().map(item).collect()
 }
@@ -241,11 +256,17 @@ fn custom(row: &Row, scorer: CustomScorer) -> Result<Item> {
             options: 26,
         },
     };
+    let prompt = row.text(&["prompt"])?;
+    let judged = scorer == CustomScorer::Judges;
     Ok(Item {
         id: row.id(&["id"]),
         group: row.optional("group").unwrap_or("custom").into(),
-        messages: vec![Message::user(row.text(&["prompt"])?)],
+        messages: vec![Message::user(prompt)],
         target,
+        behavior: judged.then(|| Behavior {
+            request: prompt.into(),
+            ..Behavior::default()
+        }),
     })
 }
 
@@ -275,6 +296,7 @@ mod tests {
             group: String::new(),
             messages: vec![Message::user("q")],
             target: Target::Harmful,
+            behavior: None,
         }
     }
 
@@ -360,6 +382,45 @@ mod tests {
     }
 
     #[test]
+    fn jailbreakbenchs_files_say_which_behaviours_are_benign() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = "Index,Goal,Target,Behavior,Category,Source\n0,g,t,b,Privacy,Original\n";
+        for file in [
+            "harmful-behaviors.csv",
+            "benign-behaviors.csv",
+            "judge-comparison.csv",
+        ] {
+            std::fs::write(folder.path().join(file), rows).unwrap();
+        }
+        std::fs::create_dir(folder.path().join("benign")).unwrap();
+        std::fs::write(
+            folder.path().join("benign/0000.jsonl"),
+            "{\"Goal\": \"g\", \"Category\": \"Privacy\"}\n",
+        )
+        .unwrap();
+        let of = |data: &str| {
+            let task =
+                format!("[[task]]\nname = \"t\"\nkind = \"jailbreakbench\"\njudges = [\"g\"]\ndata = {data}");
+            load(&recipe(folder.path(), &task))
+        };
+        let targets = |data: &str| -> Vec<Target> {
+            let items = of(data).unwrap().items.into_iter();
+            items.map(|item| item.target).collect()
+        };
+        assert_eq!(targets("[\"harmful-behaviors.csv\"]"), [Target::Harmful]);
+        assert_eq!(
+            targets("[\"harmful-behaviors.csv\", \"benign-behaviors.csv\"]"),
+            [Target::Harmful, Target::Benign]
+        );
+        assert_eq!(targets("[\"benign/0000.jsonl\"]"), [Target::Benign]);
+        let error = of("[\"judge-comparison.csv\"]").unwrap_err().to_string();
+        assert!(
+            error.contains("judge-comparison.csv") && error.contains("or benign-behaviors.csv"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn custom_rows_carry_their_own_target() {
         let folder = tempfile::tempdir().unwrap();
         let rows = "{\"prompt\": \"a\", \"label\": \"harmful\"}\n{\"id\": 7, \"prompt\": \"b\", \"label\": \"benign\"}\n";
@@ -371,6 +432,7 @@ mod tests {
         assert_eq!(loaded.items[0].target, Target::Harmful);
         assert_eq!(loaded.items[1].id, "7");
         assert_eq!(loaded.items[1].prompt(), "Q: b");
+        assert_eq!(loaded.items[1].behavior.as_ref().unwrap().request, "b");
         assert_eq!(loaded.items[1].messages[0], Message::system("Be brief."));
         std::fs::write(
             folder.path().join("rows.jsonl"),

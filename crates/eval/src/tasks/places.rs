@@ -301,7 +301,8 @@ impl TaskKind {
                  all behaviours to walledai/HarmBench"
             }
             Self::Jailbreakbench => {
-                "JailbreakBench: dataset JailbreakBench/JBB-Behaviors, harmful-behaviors.csv"
+                "JailbreakBench: dataset JailbreakBench/JBB-Behaviors, harmful-behaviors.csv; their benign twins are in \
+                 benign-behaviors.csv"
             }
             Self::Advbench => {
                 "AdvBench: github.com/llm-attacks/llm-attacks, harmful_behaviors.csv; others copied it to \

@@ -3,15 +3,18 @@
 use model::chat::Message;
 
 use super::files::Row;
-use super::{Item, Target};
+use super::{Behavior, Item, Target};
 use crate::error::Result;
 use crate::recipe::TaskKind;
 
 /// What stands between a HarmBench behaviour and its context.
 const CONTEXT_RULE: &str = "\n\n---\n\n";
+/// HarmBench's mark of the behaviours that ask for a protected work, which it checks by hashes of that work.
+const COPYRIGHT_TAG: &str = "hash_check";
 
 /// A row of one of these benchmarks, by the columns that it is published with, or those of walledai's copies on the hub.
 pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
+    let mut behavior = Behavior::default();
     let (id, group, prompt, harmful) = match kind {
         TaskKind::Xstest => {
             let harmful = match row.text(&["label"])? {
@@ -34,11 +37,17 @@ pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
             (row.place(), group, row.text(&["prompt"])?.into(), false)
         }
         TaskKind::Harmbench => {
-            let behavior = row.text(&["Behavior", "prompt"])?;
+            let request = row.text(&["Behavior", "prompt"])?;
             let context = row.optional("ContextString").or_else(|| row.optional("context"));
             let prompt = match context {
-                Some(context) => format!("{context}{CONTEXT_RULE}{behavior}"),
-                None => behavior.to_owned(),
+                Some(context) => format!("{context}{CONTEXT_RULE}{request}"),
+                None => request.to_owned(),
+            };
+            let tags = row.value("Tags").map(ToString::to_string).unwrap_or_default();
+            behavior = Behavior {
+                request: request.into(),
+                context: context.map(Into::into),
+                copyright: tags.contains(COPYRIGHT_TAG),
             };
             (
                 row.id(&["BehaviorID"]),
@@ -51,7 +60,7 @@ pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
             row.place(),
             row.text(&["Category"])?,
             row.text(&["Goal"])?.into(),
-            true,
+            jailbreakbench_harmful(row)?,
         ),
         TaskKind::Advbench => {
             let prompt = row.text(&["goal", "prompt"])?.into();
@@ -83,12 +92,31 @@ pub(super) fn item(kind: TaskKind, row: &Row) -> Result<Item> {
             (row.place(), group, row.text(&["adversarial"])?.into(), harmful)
         }
     };
+    if behavior.request.is_empty() {
+        behavior.request.clone_from(&prompt);
+    }
     Ok(Item {
         id,
         group: group.into(),
         messages: vec![Message::user(prompt)],
         target: if harmful { Target::Harmful } else { Target::Benign },
+        behavior: Some(behavior),
     })
+}
+
+/// Whether a row of JailbreakBench's is one of the harmful behaviours or of their benign twins. Both files have the same
+/// columns, so that only the file's name says which it is, or its folder's, where the hub made Parquet of it.
+fn jailbreakbench_harmful(row: &Row) -> Result<bool> {
+    for name in row.file_names() {
+        match (name.contains("harmful"), name.contains("benign")) {
+            (true, false) => return Ok(true),
+            (false, true) => return Ok(false),
+            _ => {}
+        }
+    }
+    Err(row.wrong(
+        "expected JailbreakBench's harmful-behaviors.csv or benign-behaviors.csv by the name of the file",
+    ))
 }
 
 #[cfg(test)]
@@ -110,7 +138,19 @@ mod tests {
             Target::Benign
         );
         let contextual = json!({"Behavior": "b", "FunctionalCategory": "contextual", "ContextString": "c", "BehaviorID": "x"});
-        assert_eq!(of(TaskKind::Harmbench, contextual).prompt(), "c\n\n---\n\nb");
+        let contextual = of(TaskKind::Harmbench, contextual);
+        assert_eq!(contextual.prompt(), "c\n\n---\n\nb");
+        let behavior = contextual.behavior.unwrap();
+        assert_eq!(
+            (
+                behavior.request.as_str(),
+                behavior.context.as_deref(),
+                behavior.copyright
+            ),
+            ("b", Some("c"), false)
+        );
+        let song = json!({"Behavior": "sing", "FunctionalCategory": "copyright", "Tags": "lyrics, hash_check", "BehaviorID": "y"});
+        assert!(of(TaskKind::Harmbench, song).behavior.unwrap().copyright);
         let wild = json!({"adversarial": "p", "label": "0", "data_type": "adversarial_benign"});
         let wild = of(TaskKind::Wildjailbreak, wild);
         assert_eq!(

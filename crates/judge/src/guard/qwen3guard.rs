@@ -10,6 +10,10 @@
 //! ```
 //!
 //! Anything else is unscorable. The words carry no probability: the score is 0, 0.5 or 1.
+//!
+//! `Jailbreak` is a category of prompts (the report's table of categories, and the response heads of Qwen3Guard-Stream,
+//! have eight for replies). A guard that says it of a reply has judged something else than the reply, most likely the
+//! prompt, so that its other lines may be about that as well: the verdict is unscorable, and not read without the category.
 
 use std::sync::Arc;
 
@@ -61,7 +65,7 @@ pub fn parse(text: &str, reply: bool) -> Result<Moderation, String> {
                 excerpt(safety)
             )
         })?;
-    let categories = parse_categories(field("Categories")?)?;
+    let categories = parse_categories(field("Categories")?, reply)?;
     if safety == Safety::Safe && !categories.is_empty() {
         return Err(format!(
             "a safe text of category {} contradicts itself",
@@ -118,13 +122,16 @@ pub fn format(moderation: &Moderation) -> String {
     format!("Safety: {}\nCategories: {names}{refusal}", moderation.safety)
 }
 
-fn parse_categories(names: &str) -> Result<Vec<Category>, String> {
+fn parse_categories(names: &str, reply: bool) -> Result<Vec<Category>, String> {
     if names == "None" {
         return Ok(Vec::new());
     }
-    let category = |name: &str| {
-        Category::from_name(name.trim())
-            .ok_or_else(|| format!("Categories: `{}` is none of Qwen3Guard's", excerpt(name)))
+    let category = |name: &str| match Category::from_name(name.trim()) {
+        Some(Category::Jailbreak) if reply => {
+            Err("Categories: Jailbreak is for prompts, found of a reply".into())
+        }
+        Some(category) => Ok(category),
+        None => Err(format!("Categories: `{}` is none of Qwen3Guard's", excerpt(name))),
     };
     names.split(',').map(category).collect()
 }
@@ -297,6 +304,14 @@ mod tests {
             (
                 "Safety: Unsafe\nCategories: Violent,\nRefusal: No",
                 "none of Qwen3Guard's",
+            ),
+            (
+                "Safety: Unsafe\nCategories: Jailbreak\nRefusal: No",
+                "Jailbreak is for prompts",
+            ),
+            (
+                "Safety: Unsafe\nCategories: Violent, Jailbreak\nRefusal: Yes",
+                "Jailbreak is for prompts",
             ),
             ("Safety: Safe\nCategories: None\nRefusal: Maybe", "Yes or No"),
             ("Safety: Safe\nCategories: Violent\nRefusal: No", "contradicts"),
