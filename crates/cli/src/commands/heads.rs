@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use indicatif::ProgressBar;
 use judge::Heads;
 use judge::features::{Features, Layout, SharedFeatures, fingerprint};
@@ -17,7 +17,7 @@ use train::judges::BASE;
 
 use crate::arguments::{HeadsFile, HeadsTrain};
 use crate::error::{Error, Result};
-use crate::local::{Local, resolve};
+use crate::local::{Local, open_device, resolve};
 use crate::output::{print_json, print_line};
 use crate::progress::{bar, say};
 
@@ -31,9 +31,9 @@ pub(crate) struct Base {
 
 impl Base {
     /// Loads the model; with `cached`, features are kept on the disk for the next run.
-    pub(crate) fn load(name: &str, layout: Layout, cached: bool) -> Result<Self> {
+    pub(crate) fn load(name: &str, layout: Layout, cached: bool, device: &Device) -> Result<Self> {
         let sha256 = fingerprint(&resolve(name)?)?;
-        let local = Local::load(name, DType::F32)?;
+        let local = Local::load(name, DType::F32, device)?;
         let mut features = Features::new(local.decoder, local.tokenizer, layout);
         if cached {
             features = features.with_cache(&cache_folder()?.join("features"), &sha256)?;
@@ -46,12 +46,12 @@ impl Base {
 }
 
 /// The heads of a file, or those that are part of the program, and the base that they fit.
-pub(crate) fn open(file: &HeadsFile) -> Result<(Arc<Heads>, Base)> {
+pub(crate) fn open(file: &HeadsFile, device: &Device) -> Result<(Arc<Heads>, Base)> {
     let heads = match &file.heads {
         Some(path) => Heads::load(path)?,
         None => Heads::built_in()?,
     };
-    let base = Base::load(BASE, heads.card.layout.clone(), false)?;
+    let base = Base::load(BASE, heads.card.layout.clone(), false, device)?;
     {
         let features = base
             .features
@@ -74,7 +74,12 @@ pub(crate) fn train<R: Display + Serialize>(
     ) -> judge::Result<Trained<R>>,
 ) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe)?;
-    let base = Base::load(&recipe.base, recipe.layout.clone(), true)?;
+    let base = Base::load(
+        &recipe.base,
+        recipe.layout.clone(),
+        true,
+        &open_device(&arguments.on)?,
+    )?;
     let mut heads = to_train(&arguments.output, &base)?;
     let mut watch = Watch::default();
     let trained = fit(&recipe, &arguments.data, &base.features, &mut heads, &mut |p| {

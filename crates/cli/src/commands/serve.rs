@@ -20,7 +20,7 @@ use serve::{Action, Door, Grammars, Guardrail, Limits, Metrics, Model, Parser, R
 use crate::arguments::{GuardAction, GuardChoice, HeadsFile, ReasoningParser, Serve};
 use crate::commands::guard;
 use crate::error::{Error, Result};
-use crate::local::{parts, resolve};
+use crate::local::{check_precision, open_device, parts, resolve};
 use crate::progress::{say, spinner};
 use crate::reward_service;
 
@@ -35,16 +35,18 @@ const MEMORY_SHARE: usize = 4;
 /// Serves until the process is told to stop.
 pub(crate) fn run(arguments: &Serve) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
-    let guardrail = guardrail(arguments)?;
+    let device = open_device(&arguments.on)?;
+    check_precision(arguments.dtype, &device)?;
+    let guardrail = guardrail(arguments, &device)?;
     let mut parts = Router::new();
     let openai = !arguments.models.is_empty() || guardrail.is_some();
     if openai {
-        let models = load(arguments, &metrics)?;
+        let models = load(arguments, &device, &metrics)?;
         parts = parts.merge(serve::openai::router(Service::new(models, guardrail)));
         parts = parts.merge(serve::page::router());
     }
     if let Some(recipe) = &arguments.reward {
-        let service = reward_service::start(recipe, &[], Arc::clone(&metrics))?;
+        let service = reward_service::start(recipe, &[], &device, Arc::clone(&metrics))?;
         // The guard answers chat completions under its own name, beside models or by itself.
         parts = if openai {
             serve::reward::with_guard(parts, Arc::clone(&service))
@@ -78,10 +80,10 @@ struct Base {
 }
 
 impl Base {
-    fn load(source: &Source, files: Vec<PathBuf>, arguments: &Serve) -> Result<Self> {
+    fn load(source: &Source, files: Vec<PathBuf>, arguments: &Serve, device: &Device) -> Result<Self> {
         let wait = spinner(&format!("loading {}", source.name));
         let tokenizer = Arc::new(Tokenizer::load(source)?);
-        let decoder = Decoder::load_for_inference(source, arguments.dtype.into(), &Device::Cpu)?.frozen()?;
+        let decoder = Decoder::load_for_inference(source, arguments.dtype.into(), device)?.frozen()?;
         let room = arguments
             .cache_tokens
             .unwrap_or_else(|| pool_tokens(&decoder.config));
@@ -139,7 +141,7 @@ impl Base {
 }
 
 /// Loads the models, each base once, and starts the engines.
-fn load(arguments: &Serve, metrics: &Arc<Metrics>) -> Result<Vec<Model>> {
+fn load(arguments: &Serve, device: &Device, metrics: &Arc<Metrics>) -> Result<Vec<Model>> {
     let names = served_names(&arguments.models)?;
     let mut bases: Vec<Base> = Vec::new();
     for (place, name) in arguments.models.iter().enumerate() {
@@ -149,7 +151,7 @@ fn load(arguments: &Serve, metrics: &Arc<Metrics>) -> Result<Vec<Model>> {
         let known = bases.iter().position(|base| base.files == files);
         let at = known.unwrap_or(bases.len());
         if known.is_none() {
-            bases.push(Base::load(&source, files, arguments)?);
+            bases.push(Base::load(&source, files, arguments, device)?);
         }
         let base = &mut bases[at];
         let adapted = adapters
@@ -210,16 +212,17 @@ fn pool_tokens(config: &Config) -> usize {
     (POOL_BYTES / bytes.max(1)).min(most).max(4 * BLOCK_SLOTS)
 }
 
-fn guardrail(arguments: &Serve) -> Result<Option<Guardrail>> {
+fn guardrail(arguments: &Serve, device: &Device) -> Result<Option<Guardrail>> {
     let Some(name) = &arguments.guard else {
         return Ok(None);
     };
-    let guard = guard::open(&GuardChoice {
+    let choice = GuardChoice {
         guard: name.clone(),
         guard_model: arguments.guard_model.clone(),
         guard_kind: arguments.guard_kind,
         heads: HeadsFile { heads: None },
-    })?;
+    };
+    let guard = guard::open(&choice, device)?;
     let label = if is_address(name) {
         arguments.guard_model.clone()
     } else {
