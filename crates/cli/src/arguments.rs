@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kernels::Place;
 use model::chat::Mode;
 use model::export::WeightType;
 use model::generate::Sampling;
@@ -72,6 +73,16 @@ pub(crate) struct Quickstart {
     /// Print one JSON object with the figures before and after
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) on: On,
+}
+
+/// Where models compute.
+#[derive(Debug, Args)]
+pub(crate) struct On {
+    /// Where models compute: cpu, cuda:N or metal; docs/devices.md says what that takes
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub(crate) device: Place,
 }
 
 /// `saferl pull`
@@ -117,6 +128,8 @@ pub(crate) struct Drawing {
     /// f32 as references compute, bf16 in half the memory, or int8: fastest, in a quarter, less exact (as llama.cpp)
     #[arg(long, value_enum, default_value_t = Precision::F32, hide_possible_values = true)]
     pub(crate) dtype: Precision,
+    #[command(flatten)]
+    pub(crate) on: On,
 }
 
 impl Drawing {
@@ -254,6 +267,8 @@ pub(crate) struct Train {
     /// Resolve the recipe, name what is missing, estimate memory and time, and stop
     #[arg(long, conflicts_with = "resume")]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) on: On,
 }
 
 /// `saferl data`
@@ -271,6 +286,8 @@ pub(crate) struct Filter {
     /// Where the kept prompts go, as JSONL
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) on: On,
 }
 
 /// `saferl eval`
@@ -302,6 +319,8 @@ pub(crate) struct Eval {
     /// Say what is missing, how many requests and tokens it takes and what that costs, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) on: On,
 }
 
 /// Forms of a table.
@@ -362,6 +381,8 @@ pub(crate) struct Serve {
     /// f32 as references compute, bf16 in half the memory, or int8: fastest, in a quarter, less exact (as llama.cpp)
     #[arg(long, value_enum, default_value_t = Precision::F32, hide_possible_values = true)]
     pub(crate) dtype: Precision,
+    #[command(flatten)]
+    pub(crate) on: On,
 }
 
 /// A number of tokens that is worth a pool.
@@ -451,6 +472,8 @@ pub(crate) struct Bench {
     /// Print a JSON object for each figure
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) on: On,
 }
 
 /// What `saferl bench` times.
@@ -619,5 +642,19 @@ mod tests {
         };
         assert_eq!(train.recipe.overrides, ["steps=1", "run=x"]);
         assert!(train.resume && !train.dry_run);
+    }
+
+    #[test]
+    fn a_device_is_named_and_the_cpu_is_where_nothing_is() {
+        let place = |line: &str| match parse(line) {
+            Command::Chat(chat) => chat.drawing.on.device,
+            Command::Train(train) => train.on.device,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(place("saferl chat m"), Place::Cpu);
+        assert_eq!(place("saferl chat m --device cuda:1"), Place::Cuda(1));
+        assert_eq!(place("saferl train a.toml --device metal"), Place::Metal);
+        let error = Arguments::try_parse_from(["saferl", "chat", "m", "--device", "tpu"]).unwrap_err();
+        assert!(error.to_string().contains("expected cpu, cuda:N"), "{error}");
     }
 }

@@ -10,6 +10,7 @@ use model::engine::Engine;
 use model::source::{self, Source, WeightsFormat};
 use model::tokenizer::Tokenizer;
 
+use crate::arguments::{Drawing, On, Precision};
 use crate::error::{Error, Result};
 use crate::progress::{Transfer, spinner};
 
@@ -19,6 +20,32 @@ const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 /// Slots that an engine has beyond what a prompt and its reply need, so that blocks can be whole.
 const SPARE_SLOTS: usize = 64;
+
+/// Opens the device that was asked for; a command does so once.
+pub(crate) fn open_device(on: &On) -> Result<Device> {
+    let place = on.device;
+    if let Some(feature) = place.missing_feature() {
+        return Err(Error::Request {
+            what: format!("--device {place}: this program was built without it"),
+            hint: format!("build it with `cargo build --release --features {feature}`; see docs/devices.md"),
+        });
+    }
+    place.open().map_err(|error| Error::Request {
+        what: format!("--device {place}: {error}"),
+        hint: "`nvidia-smi` lists what `cuda:N` counts from 0; `--device cpu` works everywhere".into(),
+    })
+}
+
+/// Refuses a number type that `device` does not compute in.
+pub(crate) fn check_precision(dtype: Precision, device: &Device) -> Result<()> {
+    if dtype != Precision::Int8 || kernels::fuses(device) {
+        return Ok(());
+    }
+    Err(Error::Request {
+        what: "--dtype int8: products of integers are the CPU's alone".into(),
+        hint: "--dtype bf16 takes half the memory of f32 on other devices".into(),
+    })
+}
 
 /// Finds a model's files, fetching them with a bar where that is needed.
 pub(crate) fn resolve(name: &str) -> Result<Source> {
@@ -38,12 +65,12 @@ pub(crate) struct Local {
 
 impl Local {
     /// Loads the model that `name` stands for; a folder of LoRA adapters brings its base model along.
-    pub(crate) fn load(name: &str, dtype: DType) -> Result<Self> {
+    pub(crate) fn load(name: &str, dtype: DType, device: &Device) -> Result<Self> {
         let (base, adapters) = parts(name)?;
         let source = resolve(&base)?;
         let wait = spinner(&format!("loading {name}"));
         let tokenizer = Arc::new(Tokenizer::load(&source)?);
-        let mut decoder = Decoder::load_for_inference(&source, dtype, &Device::Cpu)?;
+        let mut decoder = Decoder::load_for_inference(&source, dtype, device)?;
         if let Some(folder) = adapters {
             decoder.load_adapters(&folder)?;
         }
@@ -53,6 +80,13 @@ impl Local {
             tokenizer,
             base,
         })
+    }
+
+    /// Loads a model on the device and in the number type that it is to be drawn from in.
+    pub(crate) fn drawing(name: &str, drawing: &Drawing) -> Result<Self> {
+        let device = open_device(&drawing.on)?;
+        check_precision(drawing.dtype, &device)?;
+        Self::load(name, drawing.dtype.into(), &device)
     }
 
     /// The files of a model's weights, those of adapters and of the base model beneath them.

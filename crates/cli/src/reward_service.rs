@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use candle_core::Device;
 use judge::endpoint::is_address;
 use serve::Metrics;
 use serve::reward::{Names, Service, Settings};
@@ -24,13 +25,18 @@ pub(crate) fn key() -> Option<String> {
 }
 
 /// Starts the service that a recipe's `[judge]`, `[reward]` and `[service]` tables describe.
-pub(crate) fn start(recipe: &Path, overrides: &[String], metrics: Arc<Metrics>) -> Result<Arc<Service>> {
+pub(crate) fn start(
+    recipe: &Path,
+    overrides: &[String],
+    device: &Device,
+    metrics: Arc<Metrics>,
+) -> Result<Arc<Service>> {
     let recipe = Recipe::load(recipe, overrides)?;
     let remote = [&recipe.judge.guard, &recipe.judge.helpfulness]
         .iter()
         .all(|name| is_address(name));
     let count = if remote { REMOTE_PANELS } else { 1 };
-    let panels = (0..count).map(|_| judges::open(&recipe.judge));
+    let panels = (0..count).map(|_| judges::open(&recipe.judge, device));
     let panels = panels.collect::<train::Result<Vec<_>>>()?;
     let names = judges::fingerprint(&recipe.judge)?;
     let names = names

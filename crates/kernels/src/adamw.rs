@@ -1,6 +1,6 @@
 //! The AdamW optimiser step (Loshchilov and Hutter 2017, arXiv 1711.05101), in place.
 
-use candle_core::{DType, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -130,8 +130,17 @@ pub fn gradient_norm(gradients: &[&Tensor]) -> Result<f64> {
 pub fn gradient_norm_composed(gradients: &[&Tensor]) -> Result<f64> {
     let mut sum = 0.0;
     for gradient in gradients {
-        let wide = gradient.detach().to_dtype(DType::F64)?;
-        sum += wide.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        // Metal has no f64.
+        let wide = if gradient.device().is_metal() {
+            DType::F32
+        } else {
+            DType::F64
+        };
+        let squares = gradient.detach().to_dtype(wide)?.sqr()?.sum_all()?;
+        sum += squares
+            .to_device(&Device::Cpu)?
+            .to_dtype(DType::F64)?
+            .to_scalar::<f64>()?;
     }
     Ok(sum.sqrt())
 }
@@ -238,8 +247,6 @@ impl WithSimd for SumSquares<'_> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
     use crate::fixtures::{assert_close, noise};
 

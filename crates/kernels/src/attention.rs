@@ -109,7 +109,11 @@ pub(crate) fn attend_dense(q_n_h_d: &Tensor, k_m_g_d: &Tensor, v_m_g_d: &Tensor)
     let scores_g_q_m = (q_g_q_d.matmul(&k_g_d_m)? * (1.0 / (width as f64).sqrt()))?;
     let wide = crate::accumulator(q_n_h_d.dtype());
     let scores_h_n_m = scores_g_q_m.reshape((heads, rows, keys))?.to_dtype(wide)?;
-    let masked_h_n_m = scores_h_n_m.broadcast_add(&causal_mask(rows, keys, &scores_h_n_m)?)?;
+    let masked_h_n_m = if rows == 1 {
+        scores_h_n_m
+    } else {
+        scores_h_n_m.broadcast_add(&causal_mask(rows, keys, &scores_h_n_m)?)?
+    };
     let top_h_n_1 = masked_h_n_m.max_keepdim(D::Minus1)?.detach();
     let exponents_h_n_m = masked_h_n_m.broadcast_sub(&top_h_n_1)?.exp()?;
     let weights_h_n_m = exponents_h_n_m.broadcast_div(&exponents_h_n_m.sum_keepdim(D::Minus1)?)?;

@@ -35,12 +35,18 @@ pub fn product_bf16(x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<Tensor> {
 
 /// [`product_bf16`] in plain candle operations.
 pub fn product_bf16_composed(x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<Tensor> {
-    product_composed(&rounded(x_t_k)?, &rounded(weight_n_k)?)
+    let (x_t_k, weight_n_k) = rounded_pair(x_t_k, weight_n_k)?;
+    product_composed(&x_t_k, &weight_n_k)
 }
 
 /// `tensor` rounded to bf16, in its own type.
 pub(crate) fn rounded(tensor: &Tensor) -> Result<Tensor> {
     tensor.to_dtype(DType::BF16)?.to_dtype(tensor.dtype())
+}
+
+/// Rows and a weight rounded to bf16, in the type of the rows: on another device than the CPU a weight is held as bf16.
+pub(crate) fn rounded_pair(x_t_k: &Tensor, weight_n_k: &Tensor) -> Result<(Tensor, Tensor)> {
+    Ok((rounded(x_t_k)?, rounded(weight_n_k)?.to_dtype(x_t_k.dtype())?))
 }
 
 struct ProductBf16;

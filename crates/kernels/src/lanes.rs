@@ -21,6 +21,8 @@ pub(crate) enum Setting {
     Widened,
     /// The baseline instruction set.
     Portable,
+    /// No kernel of the CPU at all: the composed twins, as on another device.
+    Composed,
 }
 
 /// `SAFERL_KERNELS`, read once.
@@ -29,6 +31,7 @@ pub(crate) fn setting() -> Setting {
     *SETTING.get_or_init(|| match std::env::var("SAFERL_KERNELS").as_deref() {
         Ok("portable") => Setting::Portable,
         Ok("widened") => Setting::Widened,
+        Ok("composed") => Setting::Composed,
         _ => Setting::Best,
     })
 }
@@ -38,7 +41,7 @@ pub(crate) fn run<K: WithSimd>(kernel: K) -> K::Output {
     static ARCH: OnceLock<Arch> = OnceLock::new();
     let arch = *ARCH.get_or_init(|| match setting() {
         Setting::Portable => Arch::Scalar,
-        Setting::Widened | Setting::Best => Arch::new(),
+        Setting::Widened | Setting::Best | Setting::Composed => Arch::new(),
     });
     arch.dispatch(kernel)
 }

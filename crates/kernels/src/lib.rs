@@ -20,12 +20,14 @@
 //! | `adamw.rs` | [`AdamW`], [`gradient_norm`] |
 //!
 //! `ceiling.rs` measures what the machine gives. `process.rs` has [`in_pool`], in which a pass of many operations belongs, and
-//! [`keep_memory`] for programs that train. Eight more files serve them: `rows.rs` (one row's attention), `lanes.rs`
+//! [`keep_memory`] for programs that train; `device.rs` has [`Place`], a device by name, and [`fuses`], which says where the
+//! fused forms run. Eight more files serve them: `rows.rs` (one row's attention), `lanes.rs`
 //! (loops for vector instructions), `matmul.rs` (products inside a task), `pairs.rs` and `avx512bf16.rs` (bf16 numbers two
 //! by two, and the instruction that multiplies them), `avx512vnni.rs` (that for integers), `avx512.rs` (what these two
 //! share) and `slices.rs` (tensors as slices, work over threads). Results are the same bits on any number of threads.
 //! `SAFERL_KERNELS=portable` in the environment keeps to the baseline instruction set, `SAFERL_KERNELS=widened` leaves out
-//! the instructions for bf16 and integers alone.
+//! the instructions for bf16 and integers alone, and `SAFERL_KERNELS=composed` runs the composed twins on the CPU as another
+//! device would, where a call of anything that only the CPU has is an error.
 //!
 //! Tensor names carry their shape: `hidden_t_d` has `t` rows (tokens) and `d` columns. The letters: `t` rows, `d`
 //! width, `h` query heads, `g` key/value heads (groups), `s` slots of the pool, `v` vocabulary, `i` inner width of
@@ -68,6 +70,7 @@ mod avx512bf16;
 mod avx512vnni;
 mod bf16;
 mod ceiling;
+mod device;
 #[cfg(test)]
 mod fixtures;
 mod int8;
@@ -90,6 +93,7 @@ pub use adamw::{AdamW, gradient_norm, gradient_norm_composed};
 pub use attention::{Segment, attend, attend_composed, positions};
 pub use bf16::{product_bf16, product_bf16_composed};
 pub use ceiling::{copy_ceiling, product_ceiling};
+pub use device::{Place, fuses};
 pub use log_probability::{
     entropy, entropy_composed, log_probability, log_probability_and_entropy, log_probability_bf16,
     log_probability_bf16_composed, log_probability_composed,

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 
 use self::scan::{Wanted, scan};
-use crate::bf16::{self, rounded};
+use crate::bf16::{self, rounded_pair};
 use crate::packed::Packed;
 use crate::slices::fusible;
 
@@ -77,7 +77,7 @@ pub fn log_probability_bf16(
     temperature: f64,
 ) -> Result<Tensor> {
     if !bf16::available() || !fusible(&[hidden_t_d, weight_v_d]) {
-        let (hidden_t_d, weight_v_d) = (rounded(hidden_t_d)?, rounded(weight_v_d)?);
+        let (hidden_t_d, weight_v_d) = rounded_pair(hidden_t_d, weight_v_d)?;
         return log_probability(&hidden_t_d, &weight_v_d, targets, temperature);
     }
     check(hidden_t_d, weight_v_d, temperature)?;
@@ -96,7 +96,7 @@ pub fn log_probability_bf16_composed(
     targets: &[u32],
     temperature: f64,
 ) -> Result<Tensor> {
-    let (hidden_t_d, weight_v_d) = (rounded(hidden_t_d)?, rounded(weight_v_d)?);
+    let (hidden_t_d, weight_v_d) = rounded_pair(hidden_t_d, weight_v_d)?;
     log_probability_composed(&hidden_t_d, &weight_v_d, targets, temperature)
 }
 

@@ -13,6 +13,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::device::on_the_cpu_alone;
 use crate::pairs::{Pairs, Right, apart};
 use crate::quantized::{self, Quantized};
 use crate::slices::read;
@@ -46,6 +47,7 @@ impl Packed {
     /// # Errors
     /// A tensor of another type or device, or another `dtype` than F32, BF16 and U8.
     pub fn new(weight_n_k: &Tensor, dtype: DType) -> Result<Self> {
+        on_the_cpu_alone()?;
         let (outputs, inputs) = weight_n_k.dims2()?;
         if dtype == DType::U8 {
             if inputs == 0 || !inputs.is_multiple_of(GgmlDType::Q8_0.block_size()) {
@@ -102,6 +104,7 @@ impl Packed {
         (outputs, inputs): (usize, usize),
         dtype: DType,
     ) -> Result<Self> {
+        on_the_cpu_alone()?;
         if !matches!(dtype, DType::F32 | DType::U8) {
             bail!("weights in blocks are multiplied as f32 or as integers, not as {dtype:?}")
         }

@@ -44,7 +44,7 @@ pub fn attend_paged(
         .apply_op3_no_bwd(k_s_g_d, v_s_g_d, &Paged { heads, rows })
 }
 
-/// [`attend_paged`] in plain candle operations, a row at a time.
+/// [`attend_paged`] in plain candle operations, a run of neighbouring rows of a sequence at a time.
 pub fn attend_paged_composed(
     q_t_h_d: &Tensor,
     k_s_g_d: &Tensor,
@@ -53,12 +53,14 @@ pub fn attend_paged_composed(
 ) -> Result<Tensor> {
     check(q_t_h_d, k_s_g_d, v_s_g_d, rows)?;
     let q_t_h_d = q_t_h_d.detach();
-    let mut outputs = Vec::with_capacity(rows.len());
-    for (row, context) in rows.iter().enumerate() {
+    let mut outputs = Vec::new();
+    for run in runs(rows) {
+        let context = &rows[run.end - 1];
         let slots_m = Tensor::new(&context.slots[..context.len], q_t_h_d.device())?;
         let k_m_g_d = k_s_g_d.detach().index_select(&slots_m, 0)?;
         let v_m_g_d = v_s_g_d.detach().index_select(&slots_m, 0)?;
-        outputs.push(attend_dense(&q_t_h_d.narrow(0, row, 1)?, &k_m_g_d, &v_m_g_d)?);
+        let q_n_h_d = q_t_h_d.narrow(0, run.start, run.len())?;
+        outputs.push(attend_dense(&q_n_h_d, &k_m_g_d, &v_m_g_d)?);
     }
     if outputs.is_empty() {
         Ok(q_t_h_d)
@@ -253,7 +255,9 @@ mod tests {
         for (heads, groups, width) in [(1, 1, 1), (4, 2, 8), (9, 3, 64)] {
             let q = noise(1, &[rows.len(), heads, width]);
             let (k, v) = (noise(2, &[101, groups, width]), noise(3, &[101, groups, width]));
-            let expected = attend_paged_composed(&q, &k, &v, &rows)?;
+            let alone = |row| attend_paged_composed(&q.narrow(0, row, 1)?, &k, &v, &rows[row..=row]);
+            let expected = Tensor::cat(&(0..rows.len()).map(alone).collect::<Result<Vec<_>>>()?, 0)?;
+            assert_close(&attend_paged_composed(&q, &k, &v, &rows)?, &expected, 2e-6);
             assert_close(&attend_paged(&q, &k, &v, &rows)?, &expected, 2e-6);
         }
         Ok(())

@@ -8,18 +8,21 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, DType, Error, InplaceOp1, InplaceOp2, Layout, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::device::{fuses, on_the_cpu_alone};
+
 /// How many elements one thread takes at a time in element-wise work.
 pub(crate) const BLOCK: usize = 1 << 14;
 
-/// Whether the fused forms can take these tensors: all on the CPU, all f32.
+/// Whether the fused forms can take these tensors: all where they run ([`fuses`]), all f32.
 pub(crate) fn fusible(tensors: &[&Tensor]) -> bool {
     tensors
         .iter()
-        .all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32)
+        .all(|tensor| fuses(tensor.device()) && tensor.dtype() == DType::F32)
 }
 
 /// The elements of a contiguous f32 CPU storage.
 pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    on_the_cpu_alone()?;
     let (start, end) = contiguous(layout)?;
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
@@ -87,6 +90,7 @@ impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for Write<F> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        on_the_cpu_alone()?;
         let (start, end) = contiguous(layout)?;
         let CpuStorage::F32(elements) = storage else {
             bail!("expected f32, found {:?}", storage_type(storage))

@@ -221,7 +221,7 @@ impl Loader<'_> {
 
     /// A matrix in a GGUF file's blocks, where they are kept.
     fn blocks(&mut self, name: &str, rows: usize, columns: usize) -> Result<Option<Packed>> {
-        if !self.device.is_cpu() || self.dtype == DType::BF16 {
+        if !kernels::fuses(self.device) || self.dtype == DType::BF16 {
             return Ok(None);
         }
         self.weights.take_blocks(name, &[rows, columns], self.dtype)

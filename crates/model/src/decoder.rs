@@ -29,7 +29,8 @@ use crate::{Error, Result};
 /// every matrix product, gradients among them; sums, norms, attention and the residual stream stay f32. Weights that
 /// train are held unrounded and rounded in each product; an embedding that trains is used as it is held. On the CPU,
 /// weights that do not train are packed for the product ([`Packed`]), as bf16 in half the memory, or in a GGUF file's
-/// blocks in less ([`Decoder::load_for_inference`]). With `DType::U8`, on the CPU alone, the products of such weights are of
+/// blocks in less ([`Decoder::load_for_inference`]). On another device they are tensors of `dtype`, and its products of
+/// bf16 may round their sums to bf16, those with the head apart. With `DType::U8`, on the CPU alone, the products of such weights are of
 /// integers, their inputs in 8 bits ([`Packed::quantized`]): the fastest there is here, and less exact than bf16.
 #[derive(Debug, Clone)]
 pub struct Decoder {
@@ -87,10 +88,12 @@ impl Decoder {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let known = matches!(dtype, DType::F32 | DType::BF16) || (dtype == DType::U8 && device.is_cpu());
+        let known =
+            matches!(dtype, DType::F32 | DType::BF16) || (dtype == DType::U8 && kernels::fuses(device));
         if !known {
             return Err(Error::Request(format!(
-                "a decoder computes in f32, bf16 or, on the CPU, in integers, not in {dtype:?}"
+                "a decoder computes in f32, bf16 or, on the CPU alone, in integers (int8), not in {dtype:?} on {:?}",
+                device.location()
             )));
         }
         let mut loader = Loader {
@@ -339,10 +342,15 @@ impl Decoder {
 
     /// Logits over the vocabulary for each row of hidden states (after the final norm), n x v in f32.
     pub fn logits(&self, hidden_n_d: &Tensor) -> Result<Tensor> {
-        match self.packed_head()? {
-            Some(packed) => Ok(kernels::product_packed(hidden_n_d, packed)?),
-            None => Ok(product(hidden_n_d, &self.head_weight()?, self.dtype)?),
+        if let Some(packed) = self.packed_head()? {
+            return Ok(kernels::product_packed(hidden_n_d, packed)?);
         }
+        let head_v_d = self.head_weight()?;
+        Ok(match self.dtype {
+            // Summed in f32 on every device, as `log_probability` does it: logits rounded to bf16 would be far from it.
+            DType::BF16 => kernels::product_bf16(hidden_n_d, &head_v_d)?,
+            dtype => product(hidden_n_d, &head_v_d, dtype)?,
+        })
     }
 
     /// The head packed for the product, on the CPU and where it does not train.
@@ -351,7 +359,7 @@ impl Decoder {
             Weight::Tensor(head_v_d) => head_v_d,
             Weight::Packed(packed) => return Ok(Some(packed)),
         };
-        if head_v_d.track_op() || !head_v_d.device().is_cpu() {
+        if head_v_d.track_op() || !kernels::fuses(head_v_d.device()) {
             return Ok(None);
         }
         if self.packed_head.get().is_none() {

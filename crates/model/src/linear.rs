@@ -8,7 +8,7 @@ use kernels::Packed;
 /// The matrix of a linear layer, outputs x inputs.
 #[derive(Debug, Clone)]
 pub(crate) enum Weight {
-    /// A tensor: a weight that trains, or lies on another device than the CPU.
+    /// A tensor: a weight that trains, or lies where the kernels of the CPU do not run ([`kernels::fuses`]).
     Tensor(Tensor),
     /// One that stays as it is, in the order in which the CPU multiplies it best; perhaps in a GGUF file's blocks.
     Packed(Packed),
@@ -17,7 +17,7 @@ pub(crate) enum Weight {
 impl Weight {
     /// A weight that stays as it is, for products of type `dtype`.
     pub(crate) fn frozen(weight_o_i: &Tensor, dtype: DType) -> Result<Self> {
-        if weight_o_i.device().is_cpu() {
+        if kernels::fuses(weight_o_i.device()) {
             Ok(Self::Packed(Packed::new(weight_o_i, dtype)?))
         } else {
             Ok(Self::Tensor(narrowed(&weight_o_i.detach(), dtype)?))
@@ -125,20 +125,21 @@ impl Linear {
     }
 }
 
-/// `tensor` rounded to `dtype`. On the CPU it stays held in f32, since there products of type BF16 round by themselves.
+/// `tensor` rounded to `dtype`. For the CPU's kernels it stays held in f32, since their products of type BF16 round by
+/// themselves.
 pub(crate) fn narrowed(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
     let narrow = tensor.to_dtype(dtype)?;
-    if tensor.device().is_cpu() {
+    if kernels::fuses(tensor.device()) {
         narrow.to_dtype(DType::F32)
     } else {
         Ok(narrow)
     }
 }
 
-/// `x W^T` of inputs of type `dtype`, summed and returned in f32. Weights that train are held unrounded: they are narrowed
-/// here, as `x` is.
+/// `x W^T` of inputs of type `dtype`, summed and returned in f32; another device than the CPU may round a sum of bf16 numbers
+/// to bf16 on the way. Weights that train are held unrounded: they are narrowed here, as `x` is.
 pub(crate) fn product(x_t_i: &Tensor, weight_o_i: &Tensor, dtype: DType) -> Result<Tensor> {
-    if x_t_i.device().is_cpu() && dtype == DType::BF16 {
+    if kernels::fuses(x_t_i.device()) && dtype == DType::BF16 {
         return kernels::product_bf16(x_t_i, weight_o_i);
     }
     kernels::product(&x_t_i.to_dtype(dtype)?, &weight_o_i.to_dtype(dtype)?)?.to_dtype(DType::F32)

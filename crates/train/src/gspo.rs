@@ -19,7 +19,7 @@
 
 use std::iter::repeat_n;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Which ratio the loss clips.
@@ -198,20 +198,21 @@ fn membership(lengths: &[usize], entry: impl Fn(usize) -> f64) -> Vec<f64> {
 }
 
 fn to_host(values: &Tensor) -> Result<Vec<f64>> {
-    values.detach().to_dtype(candle_core::DType::F64)?.to_vec1()
+    let values = values.detach().to_device(&Device::Cpu)?; // Metal has no f64.
+    values.to_dtype(DType::F64)?.to_vec1()
 }
 
 /// A vector on the device and in the type of `like`.
 fn from_host(values: Vec<f64>, like: &Tensor) -> Result<Tensor> {
     let count = values.len();
-    Tensor::from_vec(values, count, &candle_core::Device::Cpu)?
+    Tensor::from_vec(values, count, &Device::Cpu)?
         .to_dtype(like.dtype())?
         .to_device(like.device())
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     use super::*;
 

@@ -26,16 +26,16 @@ pub const BASE: &str = "smollm2-135m";
 /// Tokens of conversations that a guard in this process has room for at once.
 pub const ROOM: usize = 32_768;
 
-/// Loads the guard and the helpfulness score of a recipe, fetching their base model where it is not at hand.
+/// Loads the guard and the helpfulness score of a recipe on `device`, fetching their base model where it is not at hand.
 ///
 /// # Errors
 /// A name that is none of those known, an address that cannot work, heads or a base model that do not load.
-pub fn open(recipe: &Judges) -> Result<Panel> {
+pub fn open(recipe: &Judges, device: &Device) -> Result<Panel> {
     let built_in = [&recipe.guard, &recipe.helpfulness]
         .into_iter()
         .any(|name| name == BUILT_IN);
     let mut panel = if built_in {
-        open_built_in(recipe)?
+        open_built_in(recipe, device)?
     } else {
         toy::panel()
     };
@@ -43,7 +43,7 @@ pub fn open(recipe: &Judges) -> Result<Panel> {
         BUILT_IN => {}
         "toy" => panel.guard = Box::new(Toy),
         name if is_local(name) => {
-            panel.guard = judge::guard::local::load(&find(name)?, DType::F32, &Device::Cpu, ROOM)?;
+            panel.guard = judge::guard::local::load(&find(name)?, DType::F32, device, ROOM)?;
         }
         url => {
             let (model, key) = (&recipe.guard_model, &recipe.guard_key_env);
@@ -59,8 +59,8 @@ pub fn open(recipe: &Judges) -> Result<Panel> {
         BUILT_IN => {}
         "toy" => panel.helpfulness = Box::new(Toy),
         name if is_local(name) => {
-            let reward =
-                LocalReward::load(&find(name)?, DType::F32, &Device::Cpu, recipe.helpfulness_read_at)?;
+            let read_at = recipe.helpfulness_read_at;
+            let reward = LocalReward::load(&find(name)?, DType::F32, device, read_at)?;
             panel.helpfulness = Box::new(reward);
         }
         url => {
@@ -75,14 +75,14 @@ pub fn open(recipe: &Judges) -> Result<Panel> {
     Ok(panel)
 }
 
-fn open_built_in(recipe: &Judges) -> Result<Panel> {
+fn open_built_in(recipe: &Judges, device: &Device) -> Result<Panel> {
     let heads = if recipe.heads.is_empty() {
         Heads::built_in()?
     } else {
         Heads::load(Path::new(&recipe.heads))?
     };
     let source = find(BASE)?;
-    let decoder = Decoder::load(&source, DType::F32, &Device::Cpu)?;
+    let decoder = Decoder::load(&source, DType::F32, device)?;
     let tokenizer = Arc::new(Tokenizer::load(&source)?);
     Ok(Panel::with_heads(heads, decoder, tokenizer, &source)?)
 }
@@ -173,7 +173,7 @@ mod tests {
             helpfulness: helpfulness.into(),
             ..Judges::default()
         };
-        open(&recipe)
+        open(&recipe, &Device::Cpu)
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::On;
+
 /// `saferl guard`
 #[derive(Debug, Subcommand)]
 pub(crate) enum Guard {
@@ -40,6 +42,8 @@ pub(crate) struct HeadsTrain {
     /// Print one JSON object with the figures
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) on: On,
 }
 
 /// Which heads judge.
@@ -90,6 +94,8 @@ pub(crate) struct GuardEval {
     /// Print one JSON object with the figures
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) on: On,
 }
 
 /// `saferl guard score`
@@ -99,6 +105,8 @@ pub(crate) struct GuardScore {
     pub(crate) rows: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) guard: GuardChoice,
+    #[command(flatten)]
+    pub(crate) on: On,
 }
 
 /// `saferl guard stream`
@@ -115,6 +123,8 @@ pub(crate) struct GuardStream {
     /// Print a line of JSON for each token
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) on: On,
 }
 
 /// `saferl reward score`
@@ -124,4 +134,6 @@ pub(crate) struct RewardScore {
     pub(crate) rows: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) heads: HeadsFile,
+    #[command(flatten)]
+    pub(crate) on: On,
 }

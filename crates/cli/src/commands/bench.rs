@@ -2,7 +2,8 @@
 //!
 //! A figure is the median of some repetitions after one that is not counted. The machine's own ceiling, a square f32
 //! product and a copy, is measured in the same process. `cpu_s` is the time that the threads really had, which says more
-//! than the clock where other programs compute beside this one. Left out: other devices than the CPU.
+//! than the clock where other programs compute beside this one. On another device than the CPU a repetition ends when the
+//! device is done; its ceiling and its memory are not measured.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -26,7 +27,7 @@ use train::run::Trainer;
 use crate::arguments::{Bench, Work};
 use crate::commands::train::tell;
 use crate::error::{Error, Result};
-use crate::local::resolve;
+use crate::local::{check_precision, open_device, resolve};
 use crate::output::{print_json, print_line};
 
 /// Tokens that each sequence generates.
@@ -71,6 +72,13 @@ struct Figures {
     gb_per_s: Option<f64>,
     /// Of the process so far; `None` where the system does not tell.
     peak_mb: Option<f64>,
+    #[serde(flatten)]
+    ceiling: Option<Machine>,
+}
+
+/// What the CPU gives, and how much of it was reached.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Machine {
     /// What a square f32 product by candle reaches.
     ceiling_gflop_per_s: f64,
     /// What a copy reaches, reading and writing.
@@ -79,22 +87,40 @@ struct Figures {
     share_of_ceiling: f64,
 }
 
+impl Machine {
+    /// Measures it; nothing is reached yet.
+    fn measure() -> Result<Self> {
+        Ok(Self {
+            ceiling_gflop_per_s: kernels::product_ceiling().map_err(model::Error::from)?,
+            ceiling_gb_per_s: kernels::copy_ceiling(),
+            share_of_ceiling: 0.0,
+        })
+    }
+
+    fn reached(self, gflop_per_s: f64, gb_per_s: f64) -> Self {
+        let (products, copies) = (self.ceiling_gflop_per_s, self.ceiling_gb_per_s);
+        Self {
+            share_of_ceiling: (gflop_per_s / products).max(gb_per_s / copies),
+            ..self
+        }
+    }
+}
+
 /// Times one kind of work at every size.
 pub(crate) fn run(arguments: &Bench) -> Result<()> {
     if let Some(threads) = arguments.threads {
         start_again_with(threads)?;
     }
-    let ceiling = (
-        kernels::product_ceiling().map_err(model::Error::from)?,
-        kernels::copy_ceiling(),
-    );
+    let device = open_device(&arguments.on)?;
+    check_precision(arguments.dtype, &device)?;
+    let ceiling = device.is_cpu().then(Machine::measure).transpose()?;
     let mut show = |task: Task, times: Vec<Seconds>| show(arguments, ceiling, &task, &times);
     match arguments.work {
-        Work::Matmul => matmul(arguments, &mut show),
-        Work::Prefill => prefill(arguments, &mut show),
-        Work::Decode => decode(arguments, &mut show),
-        Work::Train => train(arguments, &mut show),
-        Work::Step => step(arguments, &mut show),
+        Work::Matmul => matmul(arguments, &device, &mut show),
+        Work::Prefill => prefill(arguments, &device, &mut show),
+        Work::Decode => decode(arguments, &device, &mut show),
+        Work::Train => train(arguments, &device, &mut show),
+        Work::Step => step(arguments, &device, &mut show),
     }
 }
 
@@ -123,7 +149,7 @@ struct Seconds {
 
 type Show<'a> = &'a mut dyn FnMut(Task, Vec<Seconds>) -> Result<()>;
 
-fn show(arguments: &Bench, ceiling: (f64, f64), task: &Task, seconds: &[Seconds]) -> Result<()> {
+fn show(arguments: &Bench, ceiling: Option<Machine>, task: &Task, seconds: &[Seconds]) -> Result<()> {
     let sorted = |mut times: Vec<f64>| {
         times.sort_by(f64::total_cmp);
         times
@@ -148,26 +174,28 @@ fn show(arguments: &Bench, ceiling: (f64, f64), task: &Task, seconds: &[Seconds]
         gflop_per_s,
         gb_per_s,
         peak_mb: peak_mebibytes(),
-        ceiling_gflop_per_s: ceiling.0,
-        ceiling_gb_per_s: ceiling.1,
-        share_of_ceiling: (gflop_per_s / ceiling.0).max(gb_per_s.unwrap_or(0.0) / ceiling.1),
+        ceiling: ceiling.map(|ceiling| ceiling.reached(gflop_per_s, gb_per_s.unwrap_or(0.0))),
     };
     if arguments.json {
         return print_json(&figures);
     }
     let of =
         |value: Option<f64>, unit: &str| value.map_or(String::new(), |value| format!(", {value:.1} {unit}"));
+    let share = figures.ceiling.map_or(String::new(), |ceiling| {
+        format!(
+            "; {:.0}% of the machine's {:.1} GFLOP/s or {:.1} GB/s",
+            ceiling.share_of_ceiling * 100.0,
+            ceiling.ceiling_gflop_per_s,
+            ceiling.ceiling_gb_per_s
+        )
+    });
     print_line(&format!(
-        "{}: {median_s:.4} s (spread {:.0}%){}, {gflop_per_s:.1} GFLOP/s{}{}; {:.0}% of the machine's {:.1} GFLOP/s or \
-         {:.1} GB/s",
+        "{}: {median_s:.4} s (spread {:.0}%){}, {gflop_per_s:.1} GFLOP/s{}{}{share}",
         figures.size,
         figures.spread * 100.0,
         of(figures.tokens_per_s, "tokens/s"),
         of(figures.gb_per_s, "GB/s of weights"),
         of(figures.peak_mb, "MiB at most"),
-        figures.share_of_ceiling * 100.0,
-        ceiling.0,
-        ceiling.1,
     ))
 }
 
@@ -194,10 +222,11 @@ fn time(repeats: usize, mut body: impl FnMut() -> Result<Seconds>) -> Result<Vec
     (0..repeats.max(1)).map(|_| body()).collect()
 }
 
-/// Seconds that `body` takes.
-fn clock<T>(body: impl FnOnce() -> Result<T>) -> Result<Seconds> {
+/// Seconds that `body` takes, until `device` has done what it was given.
+fn clock<T>(device: &Device, body: impl FnOnce() -> Result<T>) -> Result<Seconds> {
     let (start, before) = (Instant::now(), processor_seconds());
     body()?;
+    device.synchronize().map_err(model::Error::from)?;
     let clock = start.elapsed().as_secs_f64();
     let processor = before.and_then(|before| Some(processor_seconds()? - before));
     Ok(Seconds { clock, processor })
@@ -223,7 +252,7 @@ struct Loaded {
     tokenizer: Arc<Tokenizer>,
 }
 
-fn load(arguments: &Bench) -> Result<Loaded> {
+fn load(arguments: &Bench, device: &Device) -> Result<Loaded> {
     let source = resolve(&arguments.model)?;
     let load = if arguments.work == Work::Train {
         Decoder::load
@@ -231,23 +260,29 @@ fn load(arguments: &Bench) -> Result<Loaded> {
         Decoder::load_for_inference
     };
     Ok(Loaded {
-        decoder: load(&source, arguments.dtype.into(), &Device::Cpu)?,
+        decoder: load(&source, arguments.dtype.into(), device)?,
         tokenizer: Arc::new(Tokenizer::load(&source)?),
     })
 }
 
-fn matmul(arguments: &Bench, show: Show<'_>) -> Result<()> {
-    let config = load(arguments)?.decoder.config;
+fn matmul(arguments: &Bench, device: &Device, show: Show<'_>) -> Result<()> {
+    if !kernels::fuses(device) {
+        return Err(Error::Request {
+            what: "bench matmul: packed products are the CPU's alone".into(),
+            hint: "prefill, decode, train and step run on every device".into(),
+        });
+    }
+    let config = load(arguments, device)?.decoder.config;
     let (inputs, outputs) = (config.hidden, config.intermediate);
     let failed = |error: candle_core::Error| Error::Model(error.into());
-    let weight_n_k = Tensor::rand(-1f32, 1., (outputs, inputs), &Device::Cpu).map_err(failed)?;
+    let weight_n_k = Tensor::rand(-1f32, 1., (outputs, inputs), device).map_err(failed)?;
     let packed = Packed::new(&weight_n_k, arguments.dtype.into()).map_err(failed)?;
     for rows in sizes(arguments, &[1, 32, 2048]) {
-        let x_t_k = Tensor::rand(-1f32, 1., (rows, inputs), &Device::Cpu).map_err(failed)?;
+        let x_t_k = Tensor::rand(-1f32, 1., (rows, inputs), device).map_err(failed)?;
         // Small products in a row, or the clock is what is timed.
         let count = (4096 / rows).max(1);
         let times = time(arguments.repeats, || {
-            let seconds = clock(|| {
+            let seconds = clock(device, || {
                 (0..count)
                     .try_for_each(|_| kernels::product_packed(&x_t_k, &packed).map(drop).map_err(failed))
             })?;
@@ -267,8 +302,8 @@ fn matmul(arguments: &Bench, show: Show<'_>) -> Result<()> {
     Ok(())
 }
 
-fn prefill(arguments: &Bench, show: Show<'_>) -> Result<()> {
-    let Loaded { decoder, .. } = load(arguments)?;
+fn prefill(arguments: &Bench, device: &Device, show: Show<'_>) -> Result<()> {
+    let Loaded { decoder, .. } = load(arguments, device)?;
     for tokens in sizes(arguments, &[512]) {
         let ids = ids(decoder.config.vocabulary, tokens, 0);
         let segments = [Segment {
@@ -277,7 +312,7 @@ fn prefill(arguments: &Bench, show: Show<'_>) -> Result<()> {
             prefix: None,
         }];
         let times = time(arguments.repeats, || {
-            clock(|| {
+            clock(device, || {
                 let hidden_t_d = decoder.hidden(&ids, &segments)?;
                 let last_1_d = hidden_t_d.narrow(0, tokens - 1, 1).map_err(model::Error::from)?;
                 Ok(decoder.logits(&last_1_d)?)
@@ -295,8 +330,8 @@ fn prefill(arguments: &Bench, show: Show<'_>) -> Result<()> {
     Ok(())
 }
 
-fn decode(arguments: &Bench, show: Show<'_>) -> Result<()> {
-    let Loaded { decoder, tokenizer } = load(arguments)?;
+fn decode(arguments: &Bench, device: &Device, show: Show<'_>) -> Result<()> {
+    let Loaded { decoder, tokenizer } = load(arguments, device)?;
     let messages = [Message::user(
         "Write a long story about a lighthouse and its keeper.",
     )];
@@ -318,7 +353,7 @@ fn decode(arguments: &Bench, show: Show<'_>) -> Result<()> {
                 engine.step()?;
             }
             let first = engine.metrics().tokens;
-            let seconds = clock(|| {
+            let seconds = clock(device, || {
                 while !engine.is_idle() {
                     engine.step()?;
                 }
@@ -338,8 +373,8 @@ fn decode(arguments: &Bench, show: Show<'_>) -> Result<()> {
     Ok(())
 }
 
-fn train(arguments: &Bench, show: Show<'_>) -> Result<()> {
-    let Loaded { mut decoder, .. } = load(arguments)?;
+fn train(arguments: &Bench, device: &Device, show: Show<'_>) -> Result<()> {
+    let Loaded { mut decoder, .. } = load(arguments, device)?;
     let mut optimizer = Optimizer::new(decoder.make_trainable()?)?;
     let recipe = OptimizerRecipe::default();
     let mut pack = Pack::default();
@@ -361,7 +396,7 @@ fn train(arguments: &Bench, show: Show<'_>) -> Result<()> {
     }
     let mut updates = 0;
     let times = time(arguments.repeats, || {
-        clock(|| {
+        clock(device, || {
             updates += 1;
             kernels::in_pool(|| {
                 let mut gradients = Gradients::new(optimizer.parameters());
@@ -382,10 +417,10 @@ fn train(arguments: &Bench, show: Show<'_>) -> Result<()> {
     show(task, times)
 }
 
-fn step(arguments: &Bench, show: Show<'_>) -> Result<()> {
+fn step(arguments: &Bench, device: &Device, show: Show<'_>) -> Result<()> {
     let folder = std::env::temp_dir().join(format!("saferl-bench-{}", std::process::id()));
     for completions in sizes(arguments, &[8]) {
-        let timed = steps(arguments, completions, &folder);
+        let timed = steps(arguments, device, completions, &folder);
         // Written for nobody, and in the way of nobody if it stays.
         std::fs::remove_dir_all(&folder).ok();
         let (task, times) = timed?;
@@ -395,7 +430,12 @@ fn step(arguments: &Bench, show: Show<'_>) -> Result<()> {
 }
 
 /// Steps of a run in `folder` with so many completions of each prompt.
-fn steps(arguments: &Bench, completions: usize, folder: &Path) -> Result<(Task, Vec<Seconds>)> {
+fn steps(
+    arguments: &Bench,
+    device: &Device,
+    completions: usize,
+    folder: &Path,
+) -> Result<(Task, Vec<Seconds>)> {
     let lora = match arguments.lora {
         Some(rank) => format!("[lora]\nrank = {rank}\nalpha = {}\n", 2.0 * rank as f64),
         None => String::new(),
@@ -412,11 +452,11 @@ fn steps(arguments: &Bench, completions: usize, folder: &Path) -> Result<(Task, 
     );
     let recipe = Recipe::parse(&text, "saferl bench step", &[])?;
     let source = resolve(&recipe.model)?;
-    let mut judge = train::judges::open(&recipe.judge)?;
-    let mut trainer = Trainer::new(&recipe, &source, &Device::Cpu, false, &mut tell)?;
+    let mut judge = train::judges::open(&recipe.judge, device)?;
+    let mut trainer = Trainer::new(&recipe, &source, device, false, &mut tell)?;
     let mut tokens = 0;
     let times = time(arguments.repeats, || {
-        clock(|| {
+        clock(device, || {
             let (metrics, _) = trainer.take_step(&mut judge)?;
             tokens += metrics.tokens;
             Ok(())

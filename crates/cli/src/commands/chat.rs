@@ -16,7 +16,7 @@ const PLAIN: &str = "\x1b[0m";
 
 /// Reads a line, streams the reply, and so on until the input ends. `/new` starts over.
 pub(crate) fn run(arguments: &Chat) -> Result<()> {
-    let local = Local::load(&arguments.model, arguments.drawing.dtype.into())?;
+    let local = Local::drawing(&arguments.model, &arguments.drawing)?;
     let system: Vec<Message> = arguments.system.iter().map(Message::system).collect();
     let mut messages = system.clone();
     if std::io::stdin().is_terminal() {

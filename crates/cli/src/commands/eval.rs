@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::Device;
 use eval::gate::Gate;
 use eval::judges::endpoint;
 use eval::page::page;
@@ -23,7 +24,7 @@ use crate::commands::dry_run::{config_at_hand, unreachable};
 use crate::commands::export::checkpoint;
 use crate::commands::heads;
 use crate::error::{Error, Result};
-use crate::local::Local;
+use crate::local::{Local, open_device};
 use crate::output::{print_json, print_line, print_text};
 use crate::progress::{Transfer, bar, say, watched};
 
@@ -55,7 +56,11 @@ pub(crate) fn run(arguments: &Eval) -> Result<()> {
     if arguments.dry_run {
         return show_plan(&recipe, &choice);
     }
-    let mut host = Program::default();
+    let mut host = Program {
+        device: open_device(&arguments.on)?,
+        bar: None,
+        transfer: None,
+    };
     let cells = run_recipe(&recipe, &choice, &mut host)?;
     let results = summarize(&recipe, &cells);
     write(&recipe, &cells, &results)?;
@@ -139,8 +144,9 @@ fn write(recipe: &Recipe, cells: &[Cell], results: &Results) -> Result<()> {
 }
 
 /// What the evaluation asks of the program around it.
-#[derive(Default)]
 struct Program {
+    /// Where local models and the guard compute.
+    device: Device,
     bar: Option<ProgressBar>,
     transfer: Option<Transfer>,
 }
@@ -175,7 +181,8 @@ impl Host for Program {
             Precision::F32 => candle_core::DType::F32,
             Precision::Bf16 => candle_core::DType::BF16,
         };
-        let local = Local::load(&checkpoint(model.source.as_deref().unwrap_or_default())?, dtype)?;
+        let source = checkpoint(model.source.as_deref().unwrap_or_default())?;
+        let local = Local::load(&source, dtype, &self.device)?;
         // A tenth more than the longest text takes, for the template and for texts that take more tokens.
         let prompt = local.tokenizer.encode_plain(longest)?.len() * 11 / 10 + 128;
         let context = local.decoder.config.max_positions;
@@ -192,7 +199,7 @@ impl Host for Program {
         let file = HeadsFile {
             heads: judge.heads.clone(),
         };
-        let (heads, base) = heads::open(&file)?;
+        let (heads, base) = heads::open(&file, &self.device)?;
         Ok(Box::new(BuiltInGuard::new(base.features, heads)?))
     }
 

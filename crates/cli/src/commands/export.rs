@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use model::export::modelfile;
 use model::generate::Sampling;
 
@@ -45,7 +45,7 @@ fn write_whole(target: &ExportTarget) -> Result<()> {
 fn write_adapters(target: &ExportTarget) -> Result<()> {
     let checkpoint = checkpoint(&target.checkpoint)?;
     refuse_taken(&target.output)?;
-    let local = Local::load(&checkpoint, DType::F32)?;
+    let local = Local::load(&checkpoint, DType::F32, &Device::Cpu)?;
     if local.decoder.adapters().is_none() {
         return Err(Error::Request {
             what: format!("{checkpoint}: expected LoRA adapters, found a whole model"),
@@ -90,7 +90,7 @@ fn write_ollama(target: &GgufTarget) -> Result<()> {
 
 /// A model with its adapters, if it has any, merged into the weights.
 fn load_merged(name: &str) -> Result<Local> {
-    let mut local = Local::load(name, DType::F32)?;
+    let mut local = Local::load(name, DType::F32, &Device::Cpu)?;
     if local.decoder.adapters().is_some() {
         local.decoder = local.decoder.merge_adapters()?;
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use model::engine::Engine;
 use model::generate::Generate;
 use model::tokenizer::Tokenizer;
@@ -11,7 +11,7 @@ use train::server::Server;
 
 use crate::arguments::Filter;
 use crate::error::Result;
-use crate::local::{Local, resolve};
+use crate::local::{Local, open_device, resolve};
 use crate::output::print_line;
 use crate::progress::bar;
 
@@ -22,9 +22,10 @@ const POOL_TOKENS: usize = 1 << 16;
 /// recipe's server's where it names one, which needs no weights here.
 pub(crate) fn run(arguments: &Filter) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe.recipe, &arguments.recipe.overrides)?;
+    let device = open_device(&arguments.on)?;
     let rows = train::prompts::load(&recipe.prompts)?;
-    let mut judge = train::judges::open(&recipe.judge)?;
-    let (mut policy, tokenizer) = open_policy(&recipe)?;
+    let mut judge = train::judges::open(&recipe.judge, &device)?;
+    let (mut policy, tokenizer) = open_policy(&recipe, &device)?;
     let bar = bar("prompts", rows.len());
     let outcome = train::filter::filter(
         &recipe,
@@ -51,7 +52,7 @@ pub(crate) fn run(arguments: &Filter) -> Result<()> {
 }
 
 /// What answers, and its tokenizer.
-fn open_policy(recipe: &Recipe) -> Result<(Box<dyn Generate>, Arc<Tokenizer>)> {
+fn open_policy(recipe: &Recipe, device: &Device) -> Result<(Box<dyn Generate>, Arc<Tokenizer>)> {
     if !recipe.rollout.url.is_empty() {
         let tokenizer = Arc::new(Tokenizer::load(&resolve(&recipe.model)?)?);
         if let Some(server) = Server::of(recipe, &tokenizer)? {
@@ -60,7 +61,7 @@ fn open_policy(recipe: &Recipe) -> Result<(Box<dyn Generate>, Arc<Tokenizer>)> {
     }
     let Local {
         decoder, tokenizer, ..
-    } = Local::load(&recipe.model, DType::F32)?;
+    } = Local::load(&recipe.model, DType::F32, device)?;
     let engine = Engine::new(decoder, tokenizer.clone(), POOL_TOKENS)?;
     Ok((Box::new(engine), tokenizer))
 }

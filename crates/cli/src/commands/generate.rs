@@ -12,7 +12,7 @@ use crate::progress::spinner;
 
 /// Answers a prompt, or continues token ids as they are.
 pub(crate) fn run(arguments: &Generate) -> Result<()> {
-    let local = Local::load(&arguments.model, arguments.drawing.dtype.into())?;
+    let local = Local::drawing(&arguments.model, &arguments.drawing)?;
     let prompt = prompt(arguments, &local)?;
     let sampling = arguments.drawing.sampling();
     let mut engine = local.engine_for(&prompt, sampling.max_new_tokens)?;

@@ -21,7 +21,7 @@ use train::judges::ROOM;
 use crate::arguments::{GuardChoice, GuardEval, GuardKind, GuardScore, GuardStream, HeadsTrain};
 use crate::commands::heads;
 use crate::error::{Error, Result};
-use crate::local::resolve;
+use crate::local::{open_device, resolve};
 use crate::output::{print_json, print_line};
 use crate::progress::{say, spinner};
 
@@ -31,24 +31,25 @@ pub(crate) fn train(arguments: &HeadsTrain) -> Result<()> {
 }
 
 /// The guard that the arguments choose.
-fn open(choice: &GuardChoice) -> Result<Box<dyn Guard>> {
-    open_on(choice, |_| None)
+fn open(choice: &GuardChoice, device: &Device) -> Result<Box<dyn Guard>> {
+    open_on(choice, device, |_| None)
 }
 
 /// The same; `loaded` says whether the built-in guard's base model is there already, in f32, to be shared.
 pub(crate) fn open_on(
     choice: &GuardChoice,
+    device: &Device,
     loaded: impl FnOnce(&Source) -> Option<(Decoder, Arc<Tokenizer>)>,
 ) -> Result<Box<dyn Guard>> {
     let name = choice.guard.as_str();
     if name == "built-in" {
-        let (heads, base) = heads::open_on(&choice.heads, loaded)?;
+        let (heads, base) = heads::open_on(&choice.heads, device, loaded)?;
         return Ok(Box::new(BuiltInGuard::new(base.features, heads)?));
     }
     if !is_address(name) {
         let source = resolve(name)?;
         let wait = spinner(&format!("loading {name}"));
-        let guard = judge::guard::local::load(&source, DType::F32, &Device::Cpu, ROOM)?;
+        let guard = judge::guard::local::load(&source, DType::F32, device, ROOM)?;
         wait.finish_and_clear();
         return Ok(guard);
     }
@@ -62,8 +63,9 @@ pub(crate) fn open_on(
 
 /// Judges rows, a line of JSON each.
 pub(crate) fn score(arguments: &GuardScore) -> Result<()> {
+    let device = open_device(&arguments.on)?;
     let (input, name) = heads::rows(arguments.rows.as_ref())?;
-    let mut guard = open(&arguments.guard)?;
+    let mut guard = open(&arguments.guard, &device)?;
     let (_, unscorable) = score_rows(guard.as_mut(), input, &name, std::io::stdout().lock())?;
     if unscorable > 0 {
         say(&format!(
@@ -75,6 +77,7 @@ pub(crate) fn score(arguments: &GuardScore) -> Result<()> {
 
 /// Prints the risk of a prompt and of every token of a reply to it.
 pub(crate) fn stream(arguments: &GuardStream) -> Result<()> {
+    let device = open_device(&arguments.on)?;
     let (mut input, name) = heads::rows(arguments.reply.as_ref())?;
     let mut reply = String::new();
     input
@@ -82,7 +85,7 @@ pub(crate) fn stream(arguments: &GuardStream) -> Result<()> {
         .map_err(|source| Error::file(&name, source))?;
     let source = resolve(&arguments.model)?;
     let wait = spinner(&format!("loading {}", arguments.model));
-    let mut guard = StreamGuard::load(&source, DType::F32, &Device::Cpu, ROOM)?;
+    let mut guard = StreamGuard::load(&source, DType::F32, &device, ROOM)?;
     wait.finish_and_clear();
     let risk = guard.start(&[Message::user(&arguments.prompt)])?;
     print_risk("prompt", &arguments.prompt, &risk, arguments.json)?;
@@ -124,10 +127,11 @@ fn print_risk(part: &str, text: &str, risk: &TokenRisk, json: bool) -> Result<()
 
 /// Measures the guard on the recipe's test rows.
 pub(crate) fn evaluate(arguments: &GuardEval) -> Result<()> {
+    let device = open_device(&arguments.on)?;
     let recipe = Recipe::load(&arguments.recipe)?;
     let rows = recipe.load_data(&arguments.data)?.rows;
     let rows: Vec<_> = rows.iter().filter(|row| row.split == Some(Split::Test)).collect();
-    let mut guard = open(&arguments.guard)?;
+    let mut guard = open(&arguments.guard, &device)?;
     let wait = spinner(&format!("judging {} rows", rows.len()));
     let report = evaluate_guard(guard.as_mut(), &rows);
     wait.finish_and_clear();

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use indicatif::ProgressBar;
 use judge::Heads;
 use judge::features::{Features, Layout, SharedFeatures, fingerprint};
@@ -19,7 +19,7 @@ use train::judges::BASE;
 
 use crate::arguments::{HeadsFile, HeadsTrain};
 use crate::error::{Error, Result};
-use crate::local::{Local, resolve};
+use crate::local::{Local, open_device, resolve};
 use crate::output::{print_json, print_line};
 use crate::progress::{bar, say};
 
@@ -33,9 +33,9 @@ pub(crate) struct Base {
 
 impl Base {
     /// Loads the model; with `cached`, features are kept on the disk for the next run.
-    pub(crate) fn load(name: &str, layout: Layout, cached: bool) -> Result<Self> {
+    pub(crate) fn load(name: &str, layout: Layout, cached: bool, device: &Device) -> Result<Self> {
         let sha256 = fingerprint(&resolve(name)?)?;
-        let local = Local::load(name, DType::F32)?;
+        let local = Local::load(name, DType::F32, device)?;
         let mut features = Features::new(local.decoder, local.tokenizer, layout);
         if cached {
             features = features.with_cache(&cache_folder()?.join("features"), &sha256)?;
@@ -52,13 +52,14 @@ impl Base {
 }
 
 /// The heads of a file, or those that are part of the program, and the base that they fit.
-pub(crate) fn open(file: &HeadsFile) -> Result<(Arc<Heads>, Base)> {
-    open_on(file, |_| None)
+pub(crate) fn open(file: &HeadsFile, device: &Device) -> Result<(Arc<Heads>, Base)> {
+    open_on(file, device, |_| None)
 }
 
 /// The same; `loaded` says whether that base is there already, in f32, to be shared.
 pub(crate) fn open_on(
     file: &HeadsFile,
+    device: &Device,
     loaded: impl FnOnce(&Source) -> Option<(Decoder, Arc<Tokenizer>)>,
 ) -> Result<(Arc<Heads>, Base)> {
     let heads = match &file.heads {
@@ -70,7 +71,7 @@ pub(crate) fn open_on(
         Some((decoder, tokenizer)) => {
             Base::new(Features::new(decoder, tokenizer, layout), fingerprint(&source)?)
         }
-        None => Base::load(BASE, layout, false)?,
+        None => Base::load(BASE, layout, false, device)?,
     };
     {
         let features = base
@@ -94,7 +95,12 @@ pub(crate) fn train<R: Display + Serialize>(
     ) -> judge::Result<Trained<R>>,
 ) -> Result<()> {
     let recipe = Recipe::load(&arguments.recipe)?;
-    let base = Base::load(&recipe.base, recipe.layout.clone(), true)?;
+    let base = Base::load(
+        &recipe.base,
+        recipe.layout.clone(),
+        true,
+        &open_device(&arguments.on)?,
+    )?;
     let mut heads = to_train(&arguments.output, &base)?;
     let mut watch = Watch::default();
     let trained = fit(&recipe, &arguments.data, &base.features, &mut heads, &mut |p| {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, mpsc};
 
+use candle_core::Device;
 use model::tokenizer::Tokenizer;
 use serve::{Door, Metrics};
 use train::launch::{Plan, Target, plan};
@@ -87,7 +88,12 @@ pub(crate) fn run(arguments: &Launch) -> Result<()> {
 fn start_service(arguments: &Launch) -> Result<SocketAddr> {
     let metrics = Arc::new(Metrics::default());
     let recipe = &arguments.recipe;
-    let service = reward_service::start(&recipe.recipe, &recipe.overrides, Arc::clone(&metrics))?;
+    let service = reward_service::start(
+        &recipe.recipe,
+        &recipe.overrides,
+        &Device::Cpu,
+        Arc::clone(&metrics),
+    )?;
     let door = Door {
         key: reward_service::key(),
     };

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
 use eval::measure::{Question, Reply, Summary, measure};
 use judge::Judge;
 use model::generate::Sampling;
@@ -18,7 +17,7 @@ use train::run::Trainer;
 use crate::arguments::Quickstart;
 use crate::commands::train::{tell, train_with_bar};
 use crate::error::{Error, Result};
-use crate::local::resolve;
+use crate::local::{open_device, resolve};
 use crate::output::{print_json, print_line};
 use crate::progress::{bar, say};
 use crate::table::two_columns;
@@ -46,10 +45,11 @@ pub(crate) fn run(arguments: &Quickstart) -> Result<()> {
     if !arguments.overrides.iter().any(named) {
         recipe.run = free_name(&recipe.runs_dir, &recipe.run);
     }
+    let device = open_device(&arguments.on)?;
     let source = resolve(&recipe.model)?;
     let start = Instant::now();
-    let mut judge = train::judges::open(&recipe.judge)?;
-    let mut trainer = Trainer::new(&recipe, &source, &Device::Cpu, false, &mut tell)?;
+    let mut judge = train::judges::open(&recipe.judge, &device)?;
+    let mut trainer = Trainer::new(&recipe, &source, &device, false, &mut tell)?;
     let questions = questions(&recipe)?;
     let (before, replies_before) = weigh(&mut trainer, &mut judge, &recipe, &questions, "before")?;
     train_with_bar(&mut trainer, &recipe, &mut judge)?;

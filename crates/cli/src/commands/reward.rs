@@ -6,6 +6,7 @@ use judge::{BuiltInHelpfulness, score_helpfulness};
 use crate::arguments::{HeadsTrain, RewardScore};
 use crate::commands::heads;
 use crate::error::Result;
+use crate::local::open_device;
 use crate::progress::say;
 
 /// Trains the built-in helpfulness head and prints its figures on test prompts.
@@ -16,7 +17,7 @@ pub(crate) fn train(arguments: &HeadsTrain) -> Result<()> {
 /// Scores rows, a line of JSON each.
 pub(crate) fn score(arguments: &RewardScore) -> Result<()> {
     let (input, name) = heads::rows(arguments.rows.as_ref())?;
-    let (heads, base) = heads::open(&arguments.heads)?;
+    let (heads, base) = heads::open(&arguments.heads, &open_device(&arguments.on)?)?;
     let mut helpfulness = BuiltInHelpfulness::new(base.features, heads)?;
     let (_, unscorable) = score_helpfulness(&mut helpfulness, input, &name, std::io::stdout().lock())?;
     if unscorable > 0 {

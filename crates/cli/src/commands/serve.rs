@@ -20,7 +20,7 @@ use serve::{Action, Door, Grammars, Guardrail, Limits, Metrics, Model, Parser, R
 use crate::arguments::{GuardAction, GuardChoice, HeadsFile, Precision, ReasoningParser, Serve};
 use crate::commands::guard;
 use crate::error::{Error, Result};
-use crate::local::{parts, resolve};
+use crate::local::{check_precision, open_device, parts, resolve};
 use crate::progress::{say, spinner};
 use crate::reward_service;
 
@@ -35,9 +35,11 @@ const MEMORY_SHARE: usize = 4;
 /// Serves until the process is told to stop.
 pub(crate) fn run(arguments: &Serve) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
+    let device = open_device(&arguments.on)?;
+    check_precision(arguments.dtype, &device)?;
     let names = served_names(&arguments.models)?;
-    let bases = load(arguments)?;
-    let guardrail = guardrail(arguments, &bases)?;
+    let bases = load(arguments, &device)?;
+    let guardrail = guardrail(arguments, &device, &bases)?;
     let mut parts = Router::new();
     let openai = !arguments.models.is_empty() || guardrail.is_some();
     if openai {
@@ -46,7 +48,7 @@ pub(crate) fn run(arguments: &Serve) -> Result<()> {
         parts = parts.merge(serve::page::router());
     }
     if let Some(recipe) = &arguments.reward {
-        let service = reward_service::start(recipe, &[], Arc::clone(&metrics))?;
+        let service = reward_service::start(recipe, &[], &device, Arc::clone(&metrics))?;
         // The guard answers chat completions under its own name, beside models or by itself.
         parts = if openai {
             serve::reward::with_guard(parts, Arc::clone(&service))
@@ -80,10 +82,10 @@ struct Base {
 }
 
 impl Base {
-    fn load(source: &Source, files: Vec<PathBuf>, arguments: &Serve) -> Result<Self> {
+    fn load(source: &Source, files: Vec<PathBuf>, arguments: &Serve, device: &Device) -> Result<Self> {
         let wait = spinner(&format!("loading {}", source.name));
         let tokenizer = Arc::new(Tokenizer::load(source)?);
-        let decoder = Decoder::load_for_inference(source, arguments.dtype.into(), &Device::Cpu)?.frozen()?;
+        let decoder = Decoder::load_for_inference(source, arguments.dtype.into(), device)?.frozen()?;
         let room = arguments
             .cache_tokens
             .unwrap_or_else(|| pool_tokens(&decoder.config));
@@ -141,7 +143,7 @@ impl Base {
 }
 
 /// Loads the models, each base once.
-fn load(arguments: &Serve) -> Result<Vec<Base>> {
+fn load(arguments: &Serve, device: &Device) -> Result<Vec<Base>> {
     let mut bases: Vec<Base> = Vec::new();
     for (place, name) in arguments.models.iter().enumerate() {
         let (base, adapters) = parts(name)?;
@@ -150,7 +152,7 @@ fn load(arguments: &Serve) -> Result<Vec<Base>> {
         let known = bases.iter().position(|base| base.files == files);
         let at = known.unwrap_or(bases.len());
         if known.is_none() {
-            bases.push(Base::load(&source, files, arguments)?);
+            bases.push(Base::load(&source, files, arguments, device)?);
         }
         let base = &mut bases[at];
         let adapted = adapters
@@ -222,7 +224,7 @@ fn pool_tokens(config: &Config) -> usize {
 }
 
 /// The guard, which shares the weights of a base that it happens to read too.
-fn guardrail(arguments: &Serve, bases: &[Base]) -> Result<Option<Guardrail>> {
+fn guardrail(arguments: &Serve, device: &Device, bases: &[Base]) -> Result<Option<Guardrail>> {
     let Some(name) = &arguments.guard else {
         return Ok(None);
     };
@@ -232,7 +234,7 @@ fn guardrail(arguments: &Serve, bases: &[Base]) -> Result<Option<Guardrail>> {
         guard_kind: arguments.guard_kind,
         heads: HeadsFile { heads: None },
     };
-    let guard = guard::open_on(&choice, |source| {
+    let guard = guard::open_on(&choice, device, |source| {
         let files = files(source);
         let base = bases.iter().find(|base| base.files == files)?;
         let shared = || (base.engine.decoder().clone(), Arc::clone(&base.tokenizer));

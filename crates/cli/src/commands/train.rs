@@ -1,6 +1,5 @@
 //! `saferl train`: the run of a recipe.
 
-use candle_core::Device;
 use indicatif::ProgressBar;
 use judge::Judge;
 use train::metrics::Metrics;
@@ -10,7 +9,7 @@ use train::run::{Event, Trainer};
 use crate::arguments::Train;
 use crate::commands::dry_run;
 use crate::error::Result;
-use crate::local::resolve;
+use crate::local::{open_device, resolve};
 use crate::output::print_line;
 use crate::progress::{bar, say, watched};
 
@@ -20,9 +19,10 @@ pub(crate) fn run(arguments: &Train) -> Result<()> {
     if arguments.dry_run {
         return dry_run::run(&recipe);
     }
+    let device = open_device(&arguments.on)?;
     let source = resolve(&recipe.model)?;
-    let mut judge = train::judges::open(&recipe.judge)?;
-    let mut trainer = Trainer::new(&recipe, &source, &Device::Cpu, arguments.resume, &mut tell)?;
+    let mut judge = train::judges::open(&recipe.judge, &device)?;
+    let mut trainer = Trainer::new(&recipe, &source, &device, arguments.resume, &mut tell)?;
     let outcome = train_with_bar(&mut trainer, &recipe, &mut judge);
     // The page of a run that stopped shows why; its own trouble must not hide that.
     let page = train::report::write(trainer.folder());
