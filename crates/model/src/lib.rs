@@ -78,6 +78,7 @@ pub mod text;
 pub mod thinking;
 pub mod tokenizer;
 mod tokenizer_gguf;
+mod toll;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -44,7 +44,7 @@ fn invalid(what: &str) -> Error {
 }
 
 /// Most lists and maps within each other that are printed. A template can build deeper ones, and one that holds itself.
-const MOST_DEPTH: usize = 100;
+pub(crate) const MOST_DEPTH: usize = 100;
 
 /// Refuses to go on with a text that is too long, or a value that is too deep.
 fn check(text: &str, room: usize, depth: usize) -> Result<(), Error> {

@@ -4,22 +4,31 @@
 //! `strftime_now`, Hugging Face's `raise_exception` and whitespace rules, and a limit on the work a template may do.
 //! Left out: more than the `default` and `tool_use` templates of a checkpoint, and local time (`strftime_now` is UTC).
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use minijinja::machinery::{self, CompiledTemplate, TemplateConfig};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Serde, ValueKind};
-use minijinja::{Environment, Error as JinjaError, ErrorKind, State, Value};
+use minijinja::value::{Kwargs, Rest, Serde, ValueKind, ValueOrKwargs};
+use minijinja::{AutoEscape, Environment, Error as JinjaError, ErrorKind, State, Value, filters};
 use minijinja_contrib::pycompat::unknown_method_callback as python_method;
 use serde_json::{Map, Value as Json};
 
 use crate::chat::{Message, Mode};
 use crate::control::{Controls, Marks};
 use crate::python::{self, JsonStyle};
+use crate::toll;
 use crate::{Error, Result};
 
 /// Work that every rendering may do, in minijinja's units (about one an instruction), and more for each byte of input.
 const FUEL: u64 = 500_000;
 const FUEL_PER_BYTE: u64 = 100;
+/// Bytes that a value may be of, all that it holds counted as often as it occurs, and more for each byte of input.
+const VALUE: usize = 1 << 20;
+const VALUE_PER_BYTE: usize = 16;
+/// Longest template in bytes; the longest published ones have a tenth of it.
+const MOST_SOURCE: usize = 1 << 18;
 
 /// How a conversation is rendered.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -130,11 +139,49 @@ impl ChatTemplate {
             context.insert("enable_thinking".into(), thinking.into());
         }
 
-        let environment = environment(marks, FUEL + FUEL_PER_BYTE * input.len() as u64)?;
-        let text =
-            environment.render_named_str("chat_template", &without_generation_tags(source), Serde(context));
+        if source.len() > MOST_SOURCE {
+            let what = format!("expected at most {MOST_SOURCE} bytes, found {}", source.len());
+            return Err(Error::Template(what));
+        }
+        let mut environment = environment(marks);
+        environment.set_fuel(Some(FUEL + FUEL_PER_BYTE * input.len() as u64));
+        toll::add_filters(&mut environment, VALUE + VALUE_PER_BYTE * input.len());
+        let text = run(&environment, &without_generation_tags(source), context);
         Ok((text.map_err(|error| describe(&error))?, marks))
     }
+}
+
+/// Renders a template, which pays for each value that it makes.
+fn run(
+    environment: &Environment,
+    source: &str,
+    context: Map<String, Json>,
+) -> std::result::Result<String, JinjaError> {
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()?;
+    let config = TemplateConfig {
+        syntax_config: syntax,
+        default_auto_escape: Arc::new(|_| AutoEscape::None),
+    };
+    toll::check_constants(source, &config.syntax_config)?;
+    let plain = CompiledTemplate::new("chat_template", source, &config)?;
+    let instructions = toll::charge(&plain.instructions);
+    let blocks = plain.blocks.iter();
+    let blocks: BTreeMap<_, _> = blocks.map(|(&name, block)| (name, toll::charge(block))).collect();
+    let mut text = String::new();
+    let mut output = machinery::make_string_output(&mut text);
+    let context = Value::from(Serde(context));
+    machinery::eval(
+        environment,
+        &instructions,
+        context,
+        &blocks,
+        &mut output,
+        AutoEscape::None,
+    )?;
+    Ok(text)
 }
 
 /// A special token in `tokenizer_config.json`: a text, or an object with `content`.
@@ -196,14 +243,10 @@ fn without_generation_tags(source: &str) -> String {
     text + rest
 }
 
-fn environment(marks: Marks, fuel: u64) -> Result<Environment<'static>> {
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build();
+fn environment(marks: Marks) -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_syntax(syntax.map_err(|error| describe(&error))?);
-    environment.set_fuel(Some(fuel));
+    // It prints all that there is, whatever it takes.
+    environment.remove_global("debug");
     environment.set_unknown_method_callback(move |state, value, name, arguments| {
         method(marks, state, value, name, arguments)
     });
@@ -237,7 +280,26 @@ fn environment(marks: Marks, fuel: u64) -> Result<Environment<'static>> {
     for name in ["length", "count"] {
         environment.add_filter(name, move |value: &Value| length(marks, value));
     }
-    Ok(environment)
+    environment.add_filter(
+        "format",
+        |state: &mut State, text: &Value, values: Rest<ValueOrKwargs>| {
+            let weights = values.iter().map(|value| toll::weight(value));
+            check_format(state, text, weights.sum())?;
+            filters::format(state, text, values)
+        },
+    );
+    environment
+}
+
+/// Refuses to format a text with values of `weight` bytes where that may take more than there is room for: minijinja
+/// takes fuel when it is done.
+fn check_format(state: &State, text: &Value, weight: usize) -> std::result::Result<(), JinjaError> {
+    let text = text.as_str().unwrap_or_default();
+    let places = text.matches(['%', '{']).count();
+    if places.saturating_mul(weight) > room(state) {
+        return Err(JinjaError::from(ErrorKind::OutOfFuel));
+    }
+    Ok(())
 }
 
 /// How many bytes a value may be printed into: as many as there is fuel, which pays for each that is kept.
@@ -275,6 +337,9 @@ fn method(
     name: &str,
     arguments: &[Value],
 ) -> std::result::Result<Value, JinjaError> {
+    if name == "format" {
+        check_format(state, value, arguments.iter().map(toll::weight).sum())?;
+    }
     if name == "format" && value.as_str().is_some_and(asks_for_width) {
         let what = "`format`: expected widths and precisions below 10000";
         return Err(JinjaError::new(ErrorKind::InvalidOperation, what));
@@ -441,6 +506,98 @@ mod tests {
         let doubling = "{% set n = namespace(s='xxxxxxxx') %}{% for i in range(64) %}{% set n.s = n.s + n.s %}{% endfor %}";
         let error = render(doubling, &[]).unwrap_err().to_string();
         assert!(error.contains("does not come to an end"), "{error}");
+    }
+
+    #[test]
+    fn values_without_end_are_paid_for() {
+        let doubled = |what: &str| {
+            format!(
+                "{{% set n = namespace(s=[1]) %}}{{% for i in range(40) %}}{{% set n.s = {what} %}}{{% endfor %}}"
+            )
+        };
+        let shared = doubled("[n.s, n.s]");
+        for source in [
+            shared.clone() + "{% set x = n.s ~ '' %}",
+            shared + "{{ n.s | string | length }}",
+            doubled("n.s + n.s") + "{{ n.s | length }}",
+            doubled("(n.s, n.s)") + "{{ n.s == 1 }}",
+            doubled("{'a': n.s, 'b': n.s}"),
+            doubled("dict(a=n.s, b=n.s)"),
+            doubled("n.s | zip(n.s) | list"),
+            doubled("n.s * 2"),
+            "{% macro f(n, s) %}{% if n %}{{ f(n - 1, [s, s]) }}{% else %}{{ s ~ '' }}{% endif %}{% endmacro %}{{ f(40, 1) }}".into(),
+            "{% for s in [[1]] recursive %}{{ loop([[s, s]]) }}{% endfor %}".into(),
+            (0..40).fold("{% set a = [1] %}".to_owned(), |source, _| source + "{% set a = [a, a] %}") + "{{ a ~ '' }}",
+            "{% set s = 'x' * 99999 %}{{ ('%s' * 9999) | format(s) }}".into(),
+            "{% set s = 'x' * 999999 %}{{ ('{0}' * 9999).format(s) }}".into(),
+            "{% set n = 99999999 %}{{ ([1] * n) | length }}".into(),
+        ] {
+            let error = render(&source, &[]).unwrap_err().to_string();
+            let (ended, deep) = ("does not come to an end", "values within each other");
+            assert!(error.contains(ended) || error.contains(deep), "{source}: {error}");
+        }
+    }
+
+    #[test]
+    fn values_too_deep_and_namespaces_within_others_are_refused() {
+        let deep =
+            "{% set n = namespace(s=[]) %}{% for i in range(60000) %}{% set n.s = [n.s] %}{% endfor %}";
+        let batched = "{% set n = namespace(s=[1]) %}{% for i in range(6000) %}{% set n.s = n.s | batch(1) %}{% endfor %}";
+        for source in [deep, batched] {
+            let error = render(source, &[]).unwrap_err().to_string();
+            assert!(error.contains("at most 100 values within each other"), "{error}");
+        }
+        for source in [
+            "{% set n = namespace() %}{% set n.s = n %}",
+            "{% set n = namespace() %}{% set m = [n] %}",
+            "{% set n = namespace() %}{% set m = namespace(n=n) %}",
+        ] {
+            let error = render(source, &[]).unwrap_err().to_string();
+            assert!(error.contains("a namespace within another value"), "{error}");
+        }
+        // Constants, which are worked out before anything is charged.
+        for constant in [
+            "[1] * 99999999",
+            "([1]) * (9999 * 9999)",
+            "[1] * 10 ** 8",
+            "(1 // 0.00000001) * [1]",
+            "1 in [0] * 99999999",
+        ] {
+            let error = render(&format!("a\n{{{{ {constant} }}}}"), &[])
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("written out and multiplied") && error.contains("line 2"),
+                "{error}"
+            );
+        }
+        let fine = "{{ [1] * 3 }}{{ '-' * 99 }}{{ messages[0 * 99999999] }}{% if 1 in [1] %}{{ 2 * 2 ** 40 }}{% endif %}";
+        assert!(render(fine, &[]).unwrap().starts_with("[1, 1, 1]---"));
+        let long = format!("{{# {} #}}", "x".repeat(MOST_SOURCE));
+        assert!(
+            render(&long, &[])
+                .unwrap_err()
+                .to_string()
+                .contains("at most 262144 bytes")
+        );
+    }
+
+    #[test]
+    fn what_templates_do_with_lists_costs_little() {
+        let pair = || [Message::user("Hello"), Message::assistant("Well.")];
+        let messages: Vec<Message> = (0..500).flat_map(|_| pair()).collect();
+        let source = "{% set n = namespace(kept=[], last=none, text='') %}{% for m in messages %}\
+                      {% set n.kept = n.kept + [{'role': m.role, 'content': m.content}] %}{% set n.last = m %}\
+                      {% set n.text = n.text + m.content[0:1] %}{% if m.role == 'user' and 1 in [1, 2] %}{% continue %}{% endif %}\
+                      {% endfor %}{{ n.kept[1:] | length }} {{ n.last.content }} {{ n.text | length }} \
+                      {%- macro twice(text, more='!') %}{{ text ~ text ~ more }}{% endmacro %} {{ twice('a') }}{{ twice('b', more='') }}\
+                      {%- for a in [1, 2] %}{% if a > 1 %} {{ a or [3] }}{% elif false %}x{% else %} one{% endif %}{% else %}none{% endfor %}";
+        assert_eq!(render(source, &messages).unwrap(), "999 Well. 1000 aa!bb one 2");
+        // An error's line is the one that the template has.
+        let error = render("a\n{% set x = [1, 2] %}\n{{ x + 1 }}", &[])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(":3"), "{error}");
     }
 
     #[test]
