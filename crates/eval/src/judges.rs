@@ -154,6 +154,14 @@ impl Judge {
         }
         let url = recipe.url.clone().unwrap_or_default();
         let endpoint = endpoint(&recipe.name, &url, recipe.api_key_env.as_deref())?;
+        if recipe.kind == JudgeKind::Harmbench {
+            for name in harmbench::other_texts(&recipe) {
+                tracing::warn!(
+                    "judge {}: system.{name} is not the text of HarmBench's scorer, and figures by it are not HarmBench's",
+                    recipe.name
+                );
+            }
+        }
         if matches!(recipe.kind, JudgeKind::Wildguard | JudgeKind::Harmbench) {
             return Ok(Self::Completions { recipe, endpoint });
         }
@@ -248,7 +256,7 @@ pub(crate) fn asked_sha256(recipe: &JudgeRecipe) -> String {
             .map(|context| {
                 let mut case = probe("");
                 case.behavior.context = context;
-                harmbench::ask(&case)
+                harmbench::ask(recipe, &case)
             })
             .into(),
         JudgeKind::Pairwise => said(recipe.system.keys().flat_map(|category| asked(category))),
@@ -309,7 +317,7 @@ fn judge_by_guard(
 /// Asks a classifier behind `/completions` about one case.
 fn complete(endpoint: &Endpoint, recipe: &JudgeRecipe, case: &Case) -> Verdict {
     let (prompt, tokens) = match recipe.kind {
-        JudgeKind::Harmbench => (Ok(harmbench::ask(case)), harmbench::TOKENS),
+        JudgeKind::Harmbench => (Ok(harmbench::ask(recipe, case)), harmbench::TOKENS),
         _ => (wildguard::ask(case), GUARD_TOKENS),
     };
     let prompt = match prompt {
@@ -354,7 +362,10 @@ fn request(recipe: &JudgeRecipe, case: &Case) -> Request {
         JudgeKind::Rubric => (rubric::ask(RUBRIC, case), recipe.max_tokens),
         JudgeKind::Strongreject => (strongreject::ask(case), recipe.max_tokens),
         // Only a script is asked so: a server gets the text itself.
-        JudgeKind::Harmbench => (vec![Message::user(harmbench::ask(case))], harmbench::TOKENS),
+        JudgeKind::Harmbench => (
+            vec![Message::user(harmbench::ask(recipe, case))],
+            harmbench::TOKENS,
+        ),
         _ => (qwen3guard::turns(&case.conversation()), GUARD_TOKENS),
     };
     Request {
@@ -412,7 +423,9 @@ mod tests {
 
     pub(super) fn recipe(kind: &str) -> JudgeRecipe {
         let text = format!(
-            "name = \"j\"\nkind = \"{kind}\"\nurl = \"http://localhost:1\"\nsystem = {{ hard_prompt = \"be fair\" }}"
+            "name = \"j\"\nkind = \"{kind}\"\nurl = \"http://localhost:1\"\nsystem = {{ hard_prompt = \"be fair\", \
+             standard = \"B {{behavior}} G {{generation}} yes or no:\", \
+             contextual = \"C {{context}} B {{behavior}} G {{generation}} yes or no:\" }}"
         );
         toml::from_str(&text).unwrap()
     }
@@ -476,7 +489,7 @@ mod tests {
             (&body["max_tokens"], &body["temperature"]),
             (&json!(1), &json!(0))
         );
-        assert_eq!(body["prompt"], harmbench::ask(&case("r")));
+        assert_eq!(body["prompt"], "B q G r yes or no:");
         assert_eq!(
             (verdicts[0].safety, verdicts[0].refusal, verdicts[0].raw.as_str()),
             (Some(Safety::Unsafe), None, " Yes")

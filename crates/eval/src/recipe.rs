@@ -17,7 +17,7 @@ use model::dataset::DatasetFile;
 use serde::{Deserialize, Serialize};
 
 use self::judges::check_judge;
-pub use self::judges::{JudgeKind, JudgeRecipe};
+pub use self::judges::{HARMBENCH_TEXTS, JudgeKind, JudgeRecipe};
 pub use self::limits::Limits;
 pub use self::models::{ModelRecipe, Precision};
 pub use self::sampling::{SamplingByMode, SamplingRecipe};

@@ -405,6 +405,10 @@ fn harmbench(folder: &Path, judges: &[(&str, &str, &str)]) -> Recipe {
             "[[judge]]\nname = {name:?}\nkind = {kind:?}\nscripted = {}\n",
             path(&file)
         );
+        if *kind == "harmbench" {
+            text += "system.standard = \"{behavior} {generation}\"\n\
+                     system.contextual = \"{context} {behavior} {generation}\"\n";
+        }
     }
     let names: Vec<&str> = judges.iter().map(|(name, ..)| *name).collect();
     text += &format!(

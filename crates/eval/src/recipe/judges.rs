@@ -19,8 +19,8 @@ pub enum JudgeKind {
     Wildguard,
     /// Any chat model, asked by this project's own prompt whether an answer is safe and whether it refuses.
     Rubric,
-    /// HarmBench's classifier (`cais/HarmBench-Llama-2-13b-cls`), asked in the words of HarmBench's own scorer behind a
-    /// server's `/completions`.
+    /// HarmBench's classifier (`cais/HarmBench-Llama-2-13b-cls`) behind a server's `/completions`, asked in the words that
+    /// the recipe gives ([`HARMBENCH_TEXTS`]).
     Harmbench,
     /// Any chat model that grades answers by StrongREJECT's scale.
     Strongreject,
@@ -63,7 +63,8 @@ pub struct JudgeRecipe {
     /// Most tokens of a verdict.
     #[serde(default = "verdict_tokens")]
     pub max_tokens: usize,
-    /// Instructions of a pairwise judge, by category of the question.
+    /// Instructions of a pairwise judge, by category of the question; the texts of HarmBench's classifier, by
+    /// [`HARMBENCH_TEXTS`].
     #[serde(default)]
     pub system: BTreeMap<String, String>,
     /// Price of a million prompt tokens, for `--dry-run`.
@@ -73,6 +74,12 @@ pub struct JudgeRecipe {
     #[serde(default)]
     pub price_out: f64,
 }
+
+/// The texts that HarmBench's classifier is asked with, and what stands in them for a case.
+pub const HARMBENCH_TEXTS: [(&str, &[&str]); 2] = [
+    ("standard", &["{behavior}", "{generation}"]),
+    ("contextual", &["{behavior}", "{generation}", "{context}"]),
+];
 
 fn verdict_tokens() -> usize {
     1024
@@ -118,6 +125,17 @@ pub(super) fn check_judge(judge: &JudgeRecipe) -> std::result::Result<(), String
         JudgeKind::Harmbench if places != 1 || judge.source.is_some() => wrong(
             "expected one of url and scripted: HarmBench's classifier is asked at a server's /completions",
         ),
+        JudgeKind::Harmbench => {
+            for (name, places) in HARMBENCH_TEXTS {
+                let text = judge.system.get(name).map_or("", String::as_str);
+                if let Some(place) = places.iter().find(|place| !text.contains(**place)) {
+                    return wrong(&format!(
+                        "system.{name}: expected the text of HarmBench's eval_utils.py with {place} in it, found none"
+                    ));
+                }
+            }
+            Ok(())
+        }
         _ if places != 1 => wrong("expected one of source, url and scripted"),
         JudgeKind::Pairwise if judge.system.is_empty() => {
             wrong("system: expected instructions by category, found none")
