@@ -45,8 +45,8 @@ const MOST_WEIGHED: usize = 1 << 30;
 const MADE: &str = "=made";
 const KEPT: &str = "=kept";
 
-/// Adds the filters that [`charge`] has called; arguments by name may be constants, which they let pass as well. No value may be of more than `most` bytes, all that it holds counted as
-/// often as it occurs.
+/// Adds the filters that [`charge`] has called. No value may be of more than `most` bytes, all that it holds counted as often
+/// as it occurs. Arguments by name, which may be constants, pass through them like other values.
 pub(crate) fn add_filters(environment: &mut Environment, most: usize) {
     environment.add_filter(MADE, move |state: &State, value: ValueOrKwargs| {
         pay(state, value.into_value(), most, false)
