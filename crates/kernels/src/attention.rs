@@ -350,6 +350,49 @@ impl Attention {
     }
 }
 
+impl Attention {
+    /// The gradients for queries, keys and values.
+    fn differentiate(&self, [q, k, v]: [&Tensor; 3], gradient: &Tensor) -> Result<[Tensor; 3]> {
+        let heads = self.heads;
+        let tasks: Vec<(&Segment, usize)> = self
+            .segments
+            .iter()
+            .flat_map(|segment| (0..heads.groups).map(move |group| (segment, group)))
+            .collect();
+        let parts: Vec<Gradients> = read([q, k, v, gradient], |inputs| {
+            Ok(tasks
+                .par_iter()
+                .map(|&(segment, group)| self.backward(segment, group, inputs))
+                .collect())
+        })?;
+        let mut sums = [q, k, v].map(|tensor| vec![0.0; tensor.elem_count()]);
+        let [q_sum, k_sum, v_sum] = &mut sums;
+        // In the order of the tasks, so that a shared prompt's sum does not depend on who finished first.
+        for (&(segment, group), part) in tasks.iter().zip(&parts) {
+            let shared = heads.shared() * heads.width;
+            let sequence = sequence(&self.segments, segment);
+            let own = &sequence[sequence.len() - segment.len..];
+            scatter(q_sum, &part.q, shared, own, heads.query_row(), group * shared);
+            for (sum, part) in [(&mut *k_sum, &part.k), (&mut *v_sum, &part.v)] {
+                scatter(
+                    sum,
+                    part,
+                    heads.width,
+                    &sequence,
+                    heads.key_row(),
+                    group * heads.width,
+                );
+            }
+        }
+        let [q_sum, k_sum, v_sum] = sums;
+        Ok([
+            Tensor::from_vec(q_sum, q.shape(), q.device())?,
+            Tensor::from_vec(k_sum, k.shape(), k.device())?,
+            Tensor::from_vec(v_sum, v.shape(), v.device())?,
+        ])
+    }
+}
+
 impl CustomOp3 for Attention {
     fn name(&self) -> &'static str {
         "attend"
@@ -406,44 +449,36 @@ impl CustomOp3 for Attention {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let heads = self.heads;
-        let tasks: Vec<(&Segment, usize)> = self
-            .segments
-            .iter()
-            .flat_map(|segment| (0..heads.groups).map(move |group| (segment, group)))
-            .collect();
-        let parts: Vec<Gradients> = read([q, k, v, gradient], |inputs| {
-            Ok(tasks
-                .par_iter()
-                .map(|&(segment, group)| self.backward(segment, group, inputs))
-                .collect())
-        })?;
-        let mut sums = [q, k, v].map(|tensor| vec![0.0; tensor.elem_count()]);
-        let [q_sum, k_sum, v_sum] = &mut sums;
-        // In the order of the tasks, so that a shared prompt's sum does not depend on who finished first.
-        for (&(segment, group), part) in tasks.iter().zip(&parts) {
-            let shared = heads.shared() * heads.width;
-            let sequence = sequence(&self.segments, segment);
-            let own = &sequence[sequence.len() - segment.len..];
-            scatter(q_sum, &part.q, shared, own, heads.query_row(), group * shared);
-            for (sum, part) in [(&mut *k_sum, &part.k), (&mut *v_sum, &part.v)] {
-                scatter(
-                    sum,
-                    part,
-                    heads.width,
-                    &sequence,
-                    heads.key_row(),
-                    group * heads.width,
-                );
-            }
-        }
-        let [q_sum, k_sum, v_sum] = sums;
-        Ok((
-            Some(Tensor::from_vec(q_sum, q.shape(), q.device())?),
-            Some(Tensor::from_vec(k_sum, k.shape(), k.device())?),
-            Some(Tensor::from_vec(v_sum, v.shape(), v.device())?),
-        ))
+        let [q, k, v] = self.differentiate([q, k, v], gradient)?;
+        Ok((Some(q), Some(k), Some(v)))
     }
+}
+
+/// What [`attend`]'s gradients for queries, keys and values are where that of its result is `gradient_t_h_d`.
+///
+/// # Errors
+/// As [`attend`]; or tensors that are not f32 on the CPU.
+pub fn attend_gradients(
+    q_t_h_d: &Tensor,
+    k_t_g_d: &Tensor,
+    v_t_g_d: &Tensor,
+    segments: &[Segment],
+    gradient_t_h_d: &Tensor,
+) -> Result<[Tensor; 3]> {
+    let heads = check_shapes(q_t_h_d, k_t_g_d, v_t_g_d)?;
+    check_segments(segments, q_t_h_d.dim(0)?)?;
+    if gradient_t_h_d.dims() != q_t_h_d.dims() {
+        bail!(
+            "attend_gradients: expected a gradient of {:?}, found {:?}",
+            q_t_h_d.dims(),
+            gradient_t_h_d.dims()
+        )
+    }
+    let attention = Attention {
+        heads,
+        segments: segments.into(),
+    };
+    attention.differentiate([q_t_h_d, k_t_g_d, v_t_g_d], gradient_t_h_d)
 }
 
 /// The gradients that one segment gives through one key/value head; `r` counts the query heads that share it.

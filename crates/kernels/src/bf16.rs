@@ -1,9 +1,9 @@
 //! Products of numbers rounded to bf16, summed in f32: what a decoder in `DType::BF16` computes with on the CPU.
 //!
-//! Where the machine has the instruction for it, two steps of a sum are one instruction (`avx512bf16.rs`), for the
-//! product and for both its gradients. Elsewhere, or with `SAFERL_KERNELS=widened` in the environment, the rounded numbers
-//! are held in f32 and multiplied as such: the product of two bf16 numbers is exact in f32, so that the two ways differ by
-//! the rounding of sums alone.
+//! Where the machine has instructions for it, a tile of sums (`amx.rs`) or two steps of sixteen sums (`avx512bf16.rs`) are one
+//! instruction, for the product and for both its gradients. Elsewhere, or with `SAFERL_KERNELS=widened` in the environment,
+//! the rounded numbers are held in f32 and multiplied as such: the product of two bf16 numbers is exact in f32, so that the
+//! ways differ by the rounding of sums alone.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use crate::lanes::{self, Setting};
 use crate::packed::{Packed, WIDTH};
 use crate::pairs::{Left, Pairs, Right, round};
 use crate::product::{self, product_composed};
-use crate::slices::{read, slice};
+use crate::slices::{added, filled, read, slice};
 
 /// So many rows at least make a task of their own.
 const GROUP: usize = 48;
@@ -66,7 +66,7 @@ impl CustomOp2 for ProductBf16 {
         let ((rows, inner), outputs) = (x_layout.shape().dims2()?, weight_layout.shape().dims2()?.0);
         let (x, weight) = (slice(x, x_layout)?, slice(weight, weight_layout)?);
         let out = if available() {
-            multiply(
+            multiplied(
                 &Left::of_rows(x, inner),
                 rows,
                 Right::rows(weight, (outputs, inner)),
@@ -84,7 +84,7 @@ impl CustomOp2 for ProductBf16 {
         _out_t_n: &Tensor,
         gradient_t_n: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let for_x = || times(gradient_t_n, weight_n_k);
+        let for_x = || times(gradient_t_n, weight_n_k, None);
         let for_weight = || transposed_times(gradient_t_n, x_t_k);
         Ok((
             x_t_k.track_op().then(for_x).transpose()?,
@@ -93,30 +93,33 @@ impl CustomOp2 for ProductBf16 {
     }
 }
 
-/// `a b` of numbers rounded to bf16.
-fn times(a_t_n: &Tensor, b_n_k: &Tensor) -> Result<Tensor> {
+/// `a b` of numbers rounded to bf16, added to `onto` where that is given.
+pub(crate) fn times(a_t_n: &Tensor, b_n_k: &Tensor, onto: Option<Tensor>) -> Result<Tensor> {
     if !available() {
-        return rounded(a_t_n)?.matmul(&rounded(b_n_k)?);
+        return added(rounded(a_t_n)?.matmul(&rounded(b_n_k)?)?, onto);
     }
     let ((rows, inner), outputs) = (a_t_n.dims2()?, b_n_k.dim(1)?);
-    let out = read([a_t_n, b_n_k], |[a, b]| {
-        Ok(multiply(
-            &Left::of_rows(a, inner),
-            rows,
-            Right::columns(b, outputs),
-        ))
-    })?;
-    Tensor::from_vec(out, (rows, outputs), a_t_n.device())
+    filled((rows, outputs), onto, |out, accumulate| {
+        read([a_t_n, b_n_k], |[a, b]| {
+            multiply(
+                &Left::of_rows(a, inner),
+                Right::columns(b, outputs),
+                out,
+                accumulate,
+            );
+            Ok(())
+        })
+    })
 }
 
 /// `a^T b` of numbers rounded to bf16.
-fn transposed_times(a_t_n: &Tensor, b_t_k: &Tensor) -> Result<Tensor> {
+pub(crate) fn transposed_times(a_t_n: &Tensor, b_t_k: &Tensor) -> Result<Tensor> {
     if !available() {
         return rounded(a_t_n)?.t()?.matmul(&rounded(b_t_k)?);
     }
     let (rows, outputs) = (a_t_n.dim(1)?, b_t_k.dim(1)?);
     let out = read([a_t_n, b_t_k], |[a, b]| {
-        Ok(multiply(
+        Ok(multiplied(
             &Left::of_columns(a, rows),
             rows,
             Right::columns(b, outputs),
@@ -131,39 +134,51 @@ pub(crate) fn multiply_packed(x: &[f32], weight: &Packed, right: Right) -> Vec<f
         return product::multiply(&round(x), weight.weights());
     }
     let inner = weight.dims().1;
-    multiply(&Left::of_rows(x, inner), x.len() / inner, right)
+    multiplied(&Left::of_rows(x, inner), x.len() / inner, right)
 }
 
-/// The gradient of [`multiply_packed`] for `x`, from that of its result: `gradient W`.
-pub(crate) fn multiply_turned(gradient_t_n: &Tensor, weight: &Packed) -> Result<Tensor> {
+/// The gradient of [`multiply_packed`] for `x`, from that of its result: `gradient W`, added to `onto` where that is given.
+pub(crate) fn multiply_turned(
+    gradient_t_n: &Tensor,
+    weight: &Packed,
+    onto: Option<Tensor>,
+) -> Result<Tensor> {
     let Some(pairs) = weight.pairs().filter(|_| available()) else {
-        return times(gradient_t_n, &weight.tensor()?);
+        return times(gradient_t_n, &weight.tensor()?, onto);
     };
     let ((inner, outputs), rows) = (weight.dims(), gradient_t_n.dim(0)?);
-    let out = read([gradient_t_n], |[gradient]| {
-        Ok(multiply(
-            &Left::of_rows(gradient, inner),
-            rows,
-            Right::turned(pairs, weight.dims()),
-        ))
-    })?;
-    Tensor::from_vec(out, (rows, outputs), gradient_t_n.device())
+    filled((rows, outputs), onto, |out, accumulate| {
+        read([gradient_t_n], |[gradient]| {
+            let left = Left::of_rows(gradient, inner);
+            multiply(&left, Right::turned(pairs, weight.dims()), out, accumulate);
+            Ok(())
+        })
+    })
 }
 
 /// Whether products of pairs are made here.
 pub(crate) fn available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        lanes::setting() == Setting::Best && crate::avx512bf16::available()
+        // Whatever has tiles has these vectors too.
+        matches!(lanes::setting(), Setting::Best | Setting::Vectors) && crate::avx512bf16::available()
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
 
-/// The product of `rows` rows with all columns, in parallel over strips of columns, and over rows where columns are few.
-fn multiply(left: &Left, rows: usize, right: Right) -> Vec<f32> {
+/// The product of `rows` rows with all columns.
+fn multiplied(left: &Left, rows: usize, right: Right) -> Vec<f32> {
+    let mut out = vec![0.0; rows * right.outputs];
+    multiply(left, right, &mut out, false);
+    out
+}
+
+/// The product of the rows of `out` with all columns, put there or added to what is there; in parallel over strips of
+/// columns, and over rows where columns are few.
+fn multiply(left: &Left, right: Right, out: &mut [f32], accumulate: bool) {
     let (columns, threads) = (right.outputs, rayon::current_num_threads());
-    let mut out = vec![0.0; rows * columns];
+    let rows = out.len() / columns;
     let width = columns.div_ceil(4 * threads).next_multiple_of(2 * WIDTH);
     let strips = columns.div_ceil(width);
     let height = rows.div_ceil((2 * threads).div_ceil(strips)).max(GROUP);
@@ -185,13 +200,12 @@ fn multiply(left: &Left, rows: usize, right: Right) -> Vec<f32> {
                 inner: 0..right.inner,
                 row: task / strips * height,
                 panel: task % strips * width / WIDTH,
-                accumulate: false,
+                accumulate,
                 out: &mut out,
                 room,
             }
             .multiply();
         });
-    out
 }
 
 /// The products of some rows with some panels, which are columns of the result.
@@ -216,7 +230,11 @@ impl Strip<'_, '_> {
     /// Multiplies, where [`available`] says so.
     pub(crate) fn multiply(self) {
         #[cfg(target_arch = "x86_64")]
-        crate::avx512bf16::multiply(self);
+        if lanes::setting() == Setting::Best && crate::amx::available() {
+            crate::amx::multiply(self);
+        } else {
+            crate::avx512bf16::multiply(self);
+        }
         #[cfg(not(target_arch = "x86_64"))]
         unreachable!("no machine but x86-64 has products of pairs here");
     }
@@ -230,7 +248,7 @@ mod tests {
     use crate::fixtures::noise;
 
     /// Rows, columns and inner sizes with every kind of rest: of tiles, panels, pairs and blocks.
-    const SHAPES: [[usize; 3]; 12] = [
+    const SHAPES: [[usize; 3]; 14] = [
         [1, 1, 1],
         [1, 70, 300],
         [2, 33, 256],
@@ -243,6 +261,8 @@ mod tests {
         [100, 130, 64],
         [61, 5, 700],
         [200, 16, 90],
+        [5, 20, 1100],
+        [37, 40, 2113],
     ];
 
     /// Holds `found` to `a b`, `a` and `b` rounded to bf16. A sum of k products, each of which is exact, is off by no more

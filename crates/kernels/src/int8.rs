@@ -168,7 +168,7 @@ pub(crate) struct Strip<'a> {
 impl Strip<'_> {
     fn multiply(self) {
         #[cfg(target_arch = "x86_64")]
-        if lanes::setting() == Setting::Best && crate::avx512vnni::available() {
+        if matches!(lanes::setting(), Setting::Best | Setting::Vectors) && crate::avx512vnni::available() {
             return crate::avx512vnni::multiply(self);
         }
         lanes::run(self);

@@ -17,6 +17,8 @@ pub(crate) const LANES: usize = 16;
 pub(crate) enum Setting {
     /// The best that the machine has.
     Best,
+    /// Its best vectors, but no tiles.
+    Vectors,
     /// Its best vectors, but bf16 numbers widened to f32, as on a machine without products of bf16 pairs.
     Widened,
     /// The baseline instruction set.
@@ -31,6 +33,7 @@ pub(crate) fn setting() -> Setting {
     *SETTING.get_or_init(|| match std::env::var("SAFERL_KERNELS").as_deref() {
         Ok("portable") => Setting::Portable,
         Ok("widened") => Setting::Widened,
+        Ok("vectors") => Setting::Vectors,
         Ok("composed") => Setting::Composed,
         _ => Setting::Best,
     })
@@ -41,7 +44,7 @@ pub(crate) fn run<K: WithSimd>(kernel: K) -> K::Output {
     static ARCH: OnceLock<Arch> = OnceLock::new();
     let arch = *ARCH.get_or_init(|| match setting() {
         Setting::Portable => Arch::Scalar,
-        Setting::Widened | Setting::Best | Setting::Composed => Arch::new(),
+        _ => Arch::new(),
     });
     arch.dispatch(kernel)
 }

@@ -21,13 +21,13 @@
 //!
 //! `ceiling.rs` measures what the machine gives. `process.rs` has [`in_pool`], in which a pass of many operations belongs, and
 //! [`keep_memory`] for programs that train; `device.rs` has [`Place`], a device by name, and [`fuses`], which says where the
-//! fused forms run. Eight more files serve them: `rows.rs` (one row's attention), `lanes.rs`
-//! (loops for vector instructions), `matmul.rs` (products inside a task), `pairs.rs` and `avx512bf16.rs` (bf16 numbers two
-//! by two, and the instruction that multiplies them), `avx512vnni.rs` (that for integers), `avx512.rs` (what these two
+//! fused forms run. Nine more files serve them: `rows.rs` (one row's attention), `lanes.rs`
+//! (loops for vector instructions), `matmul.rs` (products inside a task), `pairs.rs`, `amx.rs` and `avx512bf16.rs` (bf16
+//! numbers two by two, and the instructions that multiply them), `avx512vnni.rs` (that for integers), `avx512.rs` (what these
 //! share) and `slices.rs` (tensors as slices, work over threads). Results are the same bits on any number of threads.
-//! `SAFERL_KERNELS=portable` in the environment keeps to the baseline instruction set, `SAFERL_KERNELS=widened` leaves out
-//! the instructions for bf16 and integers alone, and `SAFERL_KERNELS=composed` runs the composed twins on the CPU as another
-//! device would, where a call of anything that only the CPU has is an error.
+//! `SAFERL_KERNELS` in the environment keeps to less than the machine has: `vectors` leaves out AMX's tiles, `widened` the
+//! instructions for bf16 and integers too, `portable` all but the baseline instruction set. `composed` runs the composed twins
+//! on the CPU as another device would, where a call of anything that only the CPU has is an error.
 //!
 //! Tensor names carry their shape: `hidden_t_d` has `t` rows (tokens) and `d` columns. The letters: `t` rows, `d`
 //! width, `h` query heads, `g` key/value heads (groups), `s` slots of the pool, `v` vocabulary, `i` inner width of
@@ -61,6 +61,8 @@
 )]
 
 mod adamw;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -90,7 +92,7 @@ mod slices;
 mod swiglu;
 
 pub use adamw::{AdamW, gradient_norm, gradient_norm_composed};
-pub use attention::{Segment, attend, attend_composed, positions};
+pub use attention::{Segment, attend, attend_composed, attend_gradients, positions};
 pub use bf16::{product_bf16, product_bf16_composed};
 pub use ceiling::{copy_ceiling, product_ceiling};
 pub use device::{Place, fuses};
@@ -98,13 +100,17 @@ pub use log_probability::{
     entropy, entropy_composed, log_probability, log_probability_and_entropy, log_probability_bf16,
     log_probability_bf16_composed, log_probability_composed,
 };
-pub use norm::{rms_norm, rms_norm_composed};
+pub use norm::{rms_norm, rms_norm_composed, rms_norm_gradients};
 pub use packed::Packed;
 pub use paged::{Context, attend_paged, attend_paged_composed, write_slots, write_slots_composed};
 pub use process::{in_pool, keep_memory, threads};
-pub use product::{product, product_composed, product_packed, product_packed_composed};
-pub use rotary::{rotate, rotate_composed};
-pub use swiglu::{swiglu, swiglu_composed};
+pub use product::{
+    product, product_composed, product_gradient, product_packed, product_packed_composed,
+    product_packed_gradient, product_weight_gradient,
+};
+pub use rotary::{rotate, rotate_composed, rotate_gradient};
+pub use slices::{add_rows, add_to};
+pub use swiglu::{swiglu, swiglu_composed, swiglu_gradients};
 
 use candle_core::DType;
 
@@ -251,7 +257,7 @@ mod tests {
     #[test]
     fn everything_holds_without_what_only_some_machines_have() {
         if std::env::var_os(CHILD).is_none() {
-            for setting in ["portable", "widened"] {
+            for setting in ["portable", "widened", "vectors"] {
                 let (success, output) = again(&[], &[("SAFERL_KERNELS", setting)]);
                 assert!(success, "{setting}: {output}");
             }

@@ -84,20 +84,64 @@ impl CustomOp2 for RmsNorm {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (x_gradient, weight_gradient) = read([x, weight, gradient], |[x, weight, gradient]| {
+        let (x_gradient, weight_gradient) = differentiate(x, weight, self.epsilon, gradient, None)?;
+        Ok((Some(x_gradient), weight.track_op().then_some(weight_gradient)))
+    }
+}
+
+/// What [`rms_norm`]'s gradients for `x_t_d` and its weight are where that of its result is `gradient_t_d`. To the first is
+/// added `past_t_d`, the gradient that reaches `x_t_d` past the norm.
+///
+/// # Errors
+/// When the shapes do not fit, or tensors are not f32 on the CPU.
+pub fn rms_norm_gradients(
+    x_t_d: &Tensor,
+    weight_d: &Tensor,
+    epsilon: f64,
+    gradient_t_d: &Tensor,
+    past_t_d: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    check(x_t_d, weight_d)?;
+    let shapes = [Some(gradient_t_d), past_t_d];
+    if shapes
+        .into_iter()
+        .flatten()
+        .any(|gradient| gradient.dims() != x_t_d.dims())
+    {
+        bail!(
+            "rms_norm_gradients: expected gradients of {:?}, found {:?}",
+            x_t_d.dims(),
+            shapes.map(|gradient| gradient.map(Tensor::dims))
+        )
+    }
+    differentiate(x_t_d, weight_d, epsilon as f32, gradient_t_d, past_t_d)
+}
+
+fn differentiate(
+    x: &Tensor,
+    weight: &Tensor,
+    epsilon: f32,
+    gradient: &Tensor,
+    past: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    let (x_gradient, weight_gradient) = read(
+        [x, weight, gradient, past.unwrap_or(gradient)],
+        |[x, weight, gradient, other]| {
             let block = row_block(weight.len());
             let mut x_gradient = vec![0.0; x.len()];
             // Each block sums its own share of the weight's gradient; the shares are added in order.
             let shares: Vec<Vec<f32>> = x_gradient
                 .par_chunks_mut(block)
-                .zip(x.par_chunks(block).zip(gradient.par_chunks(block)))
-                .map(|(x_gradient, (x, gradient))| {
+                .enumerate()
+                .map(|(index, x_gradient)| {
+                    let range = index * block..index * block + x_gradient.len();
                     let mut weight_gradient = vec![0.0; weight.len()];
                     lanes::run(Backward {
-                        x,
+                        x: &x[range.clone()],
                         weight,
-                        gradient,
-                        epsilon: self.epsilon,
+                        gradient: &gradient[range.clone()],
+                        past: past.is_some().then_some(&other[range]),
+                        epsilon,
                         x_gradient,
                         weight_gradient: &mut weight_gradient,
                     });
@@ -109,15 +153,12 @@ impl CustomOp2 for RmsNorm {
                 lanes::add_scaled(&mut weight_gradient, share, 1.0);
             }
             Ok((x_gradient, weight_gradient))
-        })?;
-        Ok((
-            Some(Tensor::from_vec(x_gradient, x.shape(), x.device())?),
-            weight
-                .track_op()
-                .then(|| Tensor::from_vec(weight_gradient, weight.shape(), weight.device()))
-                .transpose()?,
-        ))
-    }
+        },
+    )?;
+    Ok((
+        Tensor::from_vec(x_gradient, x.shape(), x.device())?,
+        Tensor::from_vec(weight_gradient, weight.shape(), weight.device())?,
+    ))
 }
 
 struct Forward<'a> {
@@ -146,6 +187,7 @@ struct Backward<'a> {
     x: &'a [f32],
     weight: &'a [f32],
     gradient: &'a [f32],
+    past: Option<&'a [f32]>,
     epsilon: f32,
     x_gradient: &'a mut [f32],
     weight_gradient: &'a mut [f32],
@@ -159,7 +201,9 @@ impl WithSimd for Backward<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         let width = self.weight.len();
         let rows = self.x.chunks_exact(width).zip(self.gradient.chunks_exact(width));
-        for ((x, gradient), x_gradient) in rows.zip(self.x_gradient.chunks_exact_mut(width)) {
+        for (row, ((x, gradient), x_gradient)) in
+            rows.zip(self.x_gradient.chunks_exact_mut(width)).enumerate()
+        {
             let inverse = inverse_root(x, self.epsilon);
             let inputs = x.iter().zip(gradient).zip(self.weight);
             let outputs = x_gradient.iter_mut().zip(&mut *self.weight_gradient);
@@ -170,6 +214,9 @@ impl WithSimd for Backward<'_> {
             let pull = lanes::dot(x_gradient, x) * inverse * inverse / width as f32;
             for (x_gradient, x) in x_gradient.iter_mut().zip(x) {
                 *x_gradient = inverse * (*x_gradient - x * pull);
+            }
+            if let Some(past) = self.past {
+                lanes::add_scaled(x_gradient, &past[row * width..][..width], 1.0);
             }
         }
     }

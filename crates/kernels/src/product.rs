@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use pulp::{Simd, WithSimd};
 
 use crate::bf16::{self, product_bf16_composed};
@@ -15,7 +15,7 @@ use crate::int8;
 use crate::lanes;
 use crate::packed::{self, Operand, Packed, WIDTH, Weights, blocks, in_strips, parts};
 use crate::quantized::Quantized;
-use crate::slices::{fusible, slice};
+use crate::slices::{added, fusible, slice};
 
 /// Rows of activations that meet a panel of the weight at once: with AVX2 that is 12 sums, 2 vectors of weights and a
 /// number of an activation, of 16 registers.
@@ -154,12 +154,85 @@ impl CustomOp1 for ProductPacked {
     }
 
     fn bwd(&self, _x_t_k: &Tensor, _out_t_n: &Tensor, gradient_t_n: &Tensor) -> Result<Option<Tensor>> {
-        let for_x = match self.0.operand() {
-            Operand::Pairs(_) => bf16::multiply_turned(gradient_t_n, &self.0)?,
-            Operand::F32(_) | Operand::Integers(_) => gradient_t_n.matmul(&self.0.tensor()?)?,
-        };
-        Ok(Some(for_x))
+        Ok(Some(product_packed_gradient(gradient_t_n, &self.0, None)?))
     }
+}
+
+/// What the gradient for `x` of [`product`], or with `DType::BF16` of [`crate::product_bf16`], is where that of its result is
+/// `gradient_t_n`: `gradient W`. Where `onto_t_k` is given it is added to that, in its memory.
+///
+/// # Errors
+/// When the shapes do not fit, or tensors are not f32 on the CPU.
+pub fn product_gradient(
+    gradient_t_n: &Tensor,
+    weight_n_k: &Tensor,
+    dtype: DType,
+    onto_t_k: Option<Tensor>,
+) -> Result<Tensor> {
+    let (outputs, inputs) = weight_n_k.dims2()?;
+    check_gradient(gradient_t_n, (outputs, inputs), onto_t_k.as_ref())?;
+    let weight_n_k = weight_n_k.detach();
+    if dtype == DType::BF16 {
+        return bf16::times(gradient_t_n, &weight_n_k, onto_t_k);
+    }
+    added(gradient_t_n.matmul(&weight_n_k)?, onto_t_k)
+}
+
+/// [`product_gradient`] of [`product_packed`].
+///
+/// # Errors
+/// As [`product_gradient`].
+pub fn product_packed_gradient(
+    gradient_t_n: &Tensor,
+    weight_n_k: &Packed,
+    onto_t_k: Option<Tensor>,
+) -> Result<Tensor> {
+    check_gradient(gradient_t_n, weight_n_k.dims(), onto_t_k.as_ref())?;
+    match weight_n_k.operand() {
+        Operand::Pairs(_) => bf16::multiply_turned(gradient_t_n, weight_n_k, onto_t_k),
+        Operand::F32(_) | Operand::Integers(_) => {
+            added(gradient_t_n.matmul(&weight_n_k.tensor()?)?, onto_t_k)
+        }
+    }
+}
+
+/// What the gradient for the weight of [`product`], or with `DType::BF16` of [`crate::product_bf16`], is where that of its
+/// result is `gradient_t_n`: `gradient^T x`.
+///
+/// # Errors
+/// When the shapes do not fit, or tensors are not f32 on the CPU.
+pub fn product_weight_gradient(gradient_t_n: &Tensor, x_t_k: &Tensor, dtype: DType) -> Result<Tensor> {
+    let ((rows, outputs), (x_rows, inputs)) = (gradient_t_n.dims2()?, x_t_k.dims2()?);
+    if rows != x_rows || !fusible(&[gradient_t_n, x_t_k]) {
+        bail!(
+            "product_weight_gradient: expected gradient [t,n] and x [t,k] of f32 on the CPU, found {:?} and {:?}",
+            gradient_t_n.dims(),
+            x_t_k.dims()
+        )
+    }
+    if dtype == DType::BF16 && rows * outputs * inputs > 0 {
+        return bf16::transposed_times(gradient_t_n, x_t_k);
+    }
+    gradient_t_n.t()?.matmul(x_t_k)
+}
+
+/// Holds a gradient to the outputs of a weight, and what it is added to, to its inputs.
+fn check_gradient(
+    gradient_t_n: &Tensor,
+    (outputs, inputs): (usize, usize),
+    onto_t_k: Option<&Tensor>,
+) -> Result<()> {
+    let (rows, width) = gradient_t_n.dims2()?;
+    let fits = onto_t_k.is_none_or(|onto_t_k| onto_t_k.dims() == [rows, inputs] && onto_t_k.is_contiguous());
+    if rows == 0 || width != outputs || !fits || !fusible(&[gradient_t_n]) {
+        bail!(
+            "product_gradient: expected a gradient [t,{outputs}] of f32 on the CPU, and what it is added to of [t,{inputs}], \
+             found {:?} and {:?}",
+            gradient_t_n.dims(),
+            onto_t_k.map(Tensor::dims)
+        )
+    }
+    Ok(())
 }
 
 thread_local! {

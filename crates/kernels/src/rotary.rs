@@ -113,6 +113,18 @@ impl CustomOp3 for Rotate {
     }
 }
 
+/// What [`rotate`]'s gradient for `x_t_h_d` is where that of its result is `gradient_t_h_d`: the turn back.
+///
+/// # Errors
+/// When the shapes do not fit, or tensors are not f32 on the CPU.
+pub fn rotate_gradient(gradient_t_h_d: &Tensor, cos_t_r: &Tensor, sin_t_r: &Tensor) -> Result<Tensor> {
+    check(gradient_t_h_d, cos_t_r, sin_t_r)?;
+    let back = Rotate { direction: -1.0 };
+    gradient_t_h_d
+        .contiguous()?
+        .apply_op3_no_bwd(&cos_t_r.contiguous()?, &sin_t_r.contiguous()?, &back)
+}
+
 struct Turn<'a> {
     x: &'a [f32],
     cos: &'a [f32],

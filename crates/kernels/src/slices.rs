@@ -5,10 +5,13 @@
 
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, DType, Error, InplaceOp1, InplaceOp2, Layout, Result, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, DType, Device, Error, InplaceOp1, InplaceOp2, Layout, Result, Storage, Tensor, bail,
+};
 use rayon::prelude::*;
 
 use crate::device::{fuses, on_the_cpu_alone};
+use crate::lanes;
 
 /// How many elements one thread takes at a time in element-wise work.
 pub(crate) const BLOCK: usize = 1 << 14;
@@ -52,6 +55,77 @@ pub(crate) fn read<T, const N: usize>(
 /// `body` must not touch the tensor by another way; see [`distinct`].
 pub(crate) fn write(tensor: &Tensor, body: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
     tensor.inplace_op1(&Write(Mutex::new(Some(body))))
+}
+
+/// A matrix of these `dims` that `work` fills; or `onto`, to which it adds, as its second argument tells it.
+pub(crate) fn filled(
+    dims: (usize, usize),
+    onto: Option<Tensor>,
+    work: impl FnOnce(&mut [f32], bool) -> Result<()>,
+) -> Result<Tensor> {
+    if let Some(onto) = onto {
+        write(&onto, |out| work(out, true))?;
+        return Ok(onto);
+    }
+    let mut out = vec![0.0; dims.0 * dims.1];
+    work(&mut out, false)?;
+    Tensor::from_vec(out, dims, &Device::Cpu)
+}
+
+/// `tensor`; or `onto`, to which it was added.
+pub(crate) fn added(tensor: Tensor, onto: Option<Tensor>) -> Result<Tensor> {
+    let Some(onto) = onto else {
+        return Ok(tensor);
+    };
+    add_to(&onto, &tensor)?;
+    Ok(onto)
+}
+
+/// Adds `addend` to `sum` in place.
+///
+/// # Errors
+/// When the shapes differ, the two share storage, `sum` is not contiguous, or one is not f32 on the CPU.
+pub fn add_to(sum: &Tensor, addend: &Tensor) -> Result<()> {
+    if sum.dims() != addend.dims() {
+        bail!(
+            "add_to: expected {:?} to be added, found {:?}",
+            sum.dims(),
+            addend.dims()
+        )
+    }
+    distinct(&[sum, addend])?;
+    read([addend], |[addend]| {
+        write(sum, |sum| {
+            for_blocks(sum, BLOCK, |first, sum| {
+                lanes::add_scaled(sum, &addend[first..first + sum.len()], 1.0);
+            });
+            Ok(())
+        })
+    })
+}
+
+/// Adds row `n` of `rows_t_d` to row `ids[n]` of `sum_v_d`, in place.
+///
+/// # Errors
+/// When the shapes do not fit, a row is not there, the two share storage, or one is not f32 on the CPU.
+pub fn add_rows(sum_v_d: &Tensor, rows_t_d: &Tensor, ids: &[u32]) -> Result<()> {
+    let ((rows, width), (count, row_width)) = (sum_v_d.dims2()?, rows_t_d.dims2()?);
+    if width != row_width || count != ids.len() || ids.iter().any(|&id| id as usize >= rows) {
+        bail!(
+            "add_rows: expected {} rows of {width} for rows below {rows}, found {:?}",
+            ids.len(),
+            rows_t_d.dims()
+        )
+    }
+    distinct(&[sum_v_d, rows_t_d])?;
+    read([rows_t_d], |[rows]| {
+        write(sum_v_d, |sum| {
+            for (row, &id) in rows.chunks_exact(width.max(1)).zip(ids) {
+                lanes::add_scaled(&mut sum[id as usize * width..][..width], row, 1.0);
+            }
+            Ok(())
+        })
+    })
 }
 
 /// Refuses tensors of which two share storage.
@@ -122,4 +196,38 @@ fn contiguous(layout: &Layout) -> Result<(usize, usize)> {
 fn storage_type(storage: &CpuStorage) -> DType {
     use candle_core::backend::BackendStorage;
     storage.dtype()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::noise;
+
+    #[test]
+    fn sums_are_added_to_in_place() -> Result<()> {
+        let (sum, addend) = (noise(1, &[300, 70]), noise(2, &[300, 70]));
+        let expected = (sum.as_tensor() + addend.as_tensor())?.to_vec2::<f32>()?;
+        add_to(&sum, &addend)?;
+        assert_eq!(sum.to_vec2::<f32>()?, expected);
+
+        let (sum, rows) = (noise(3, &[5, 3]), noise(4, &[4, 3]));
+        let ids = [4, 0, 4, 2];
+        let expected = sum
+            .index_add(&Tensor::new(&ids[..], &Device::Cpu)?, &rows, 0)?
+            .to_vec2::<f32>()?;
+        add_rows(&sum, &rows, &ids)?;
+        assert_eq!(sum.to_vec2::<f32>()?, expected);
+        Ok(())
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_added() {
+        let sum = noise(1, &[5, 3]);
+        let before = sum.to_vec2::<f32>().unwrap();
+        assert!(add_to(&sum, &noise(2, &[3, 5])).is_err());
+        assert!(add_to(&sum, &sum).is_err());
+        assert!(add_rows(&sum, &noise(2, &[1, 3]), &[5]).is_err());
+        assert!(add_rows(&sum, &noise(2, &[2, 3]), &[1]).is_err());
+        assert_eq!(sum.to_vec2::<f32>().unwrap(), before);
+    }
 }

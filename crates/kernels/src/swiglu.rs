@@ -71,29 +71,44 @@ impl CustomOp2 for Swiglu {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (gate_gradient, up_gradient) = read([gate, up, gradient], |[gate, up, gradient]| {
-            let (mut gate_gradient, mut up_gradient) = (vec![0.0; gate.len()], vec![0.0; up.len()]);
-            gate_gradient
-                .par_chunks_mut(BLOCK)
-                .zip(up_gradient.par_chunks_mut(BLOCK))
-                .enumerate()
-                .for_each(|(block, (gate_gradient, up_gradient))| {
-                    let range = block * BLOCK..block * BLOCK + gate_gradient.len();
-                    lanes::run(Backward {
-                        gate: &gate[range.clone()],
-                        up: &up[range.clone()],
-                        gradient: &gradient[range],
-                        gate_gradient,
-                        up_gradient,
-                    });
-                });
-            Ok((gate_gradient, up_gradient))
-        })?;
-        Ok((
-            Some(Tensor::from_vec(gate_gradient, gate.shape(), gate.device())?),
-            Some(Tensor::from_vec(up_gradient, up.shape(), up.device())?),
-        ))
+        let (gate_gradient, up_gradient) = swiglu_gradients(gate, up, gradient)?;
+        Ok((Some(gate_gradient), Some(up_gradient)))
     }
+}
+
+/// What [`swiglu`]'s gradients for both tensors are where that of its result is `gradient_t_i`.
+///
+/// # Errors
+/// When the shapes differ, or tensors are not f32 on the CPU.
+pub fn swiglu_gradients(
+    gate_t_i: &Tensor,
+    up_t_i: &Tensor,
+    gradient_t_i: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    check(gate_t_i, up_t_i)?;
+    check(gate_t_i, gradient_t_i)?;
+    let (gate_gradient, up_gradient) = read([gate_t_i, up_t_i, gradient_t_i], |[gate, up, gradient]| {
+        let (mut gate_gradient, mut up_gradient) = (vec![0.0; gate.len()], vec![0.0; up.len()]);
+        gate_gradient
+            .par_chunks_mut(BLOCK)
+            .zip(up_gradient.par_chunks_mut(BLOCK))
+            .enumerate()
+            .for_each(|(block, (gate_gradient, up_gradient))| {
+                let range = block * BLOCK..block * BLOCK + gate_gradient.len();
+                lanes::run(Backward {
+                    gate: &gate[range.clone()],
+                    up: &up[range.clone()],
+                    gradient: &gradient[range],
+                    gate_gradient,
+                    up_gradient,
+                });
+            });
+        Ok((gate_gradient, up_gradient))
+    })?;
+    Ok((
+        Tensor::from_vec(gate_gradient, gate_t_i.shape(), gate_t_i.device())?,
+        Tensor::from_vec(up_gradient, up_t_i.shape(), up_t_i.device())?,
+    ))
 }
 
 struct Forward<'a> {

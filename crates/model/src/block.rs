@@ -1,9 +1,11 @@
-//! One block of the decoder, what its rows attend to, and how its weights come out of a checkpoint.
+//! One block of the decoder, what its rows attend to, and how its weights come out of a checkpoint. What a block keeps for its
+//! gradients, and how it makes them, is in `block_gradient.rs`.
 
 use candle_core::{DType, Device, Tensor};
 use kernels::{Context, Packed, Segment};
 
 use crate::Result;
+use crate::block_gradient::{Heads, Kept};
 use crate::config::{Config, Family};
 use crate::linear::{Linear, Weight, narrowed};
 use crate::weights::Weights;
@@ -52,17 +54,17 @@ pub enum Attention<'a> {
 /// One block: attention, then the feed-forward network, each behind a norm and added to the residual stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
-    input_norm_d: Tensor,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    query_norm_d: Option<Tensor>,
-    key_norm_d: Option<Tensor>,
-    output: Linear,
-    inner_norm_d: Tensor,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    pub(crate) input_norm_d: Tensor,
+    pub(crate) query: Linear,
+    pub(crate) key: Linear,
+    pub(crate) value: Linear,
+    pub(crate) query_norm_d: Option<Tensor>,
+    pub(crate) key_norm_d: Option<Tensor>,
+    pub(crate) output: Linear,
+    pub(crate) inner_norm_d: Tensor,
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
 }
 
 /// The norms of a block, then its linear layers, each by its name within the block.
@@ -103,17 +105,41 @@ impl Block {
         x_t_d: &Tensor,
         attention: &mut Attention<'_>,
     ) -> Result<Tensor> {
-        let normed_t_d = kernels::rms_norm(x_t_d, &self.input_norm_d, config.norm_epsilon)?;
-        let mixed_t_a = self.attend(config, dtype, layer, &normed_t_d, attention)?;
-        let x_t_d = (x_t_d + self.output.apply(&mixed_t_a, dtype)?)?;
-        let normed_t_d = kernels::rms_norm(&x_t_d, &self.inner_norm_d, config.norm_epsilon)?;
-        let gate_t_i = self.gate.apply(&normed_t_d, dtype)?;
-        let up_t_i = self.up.apply(&normed_t_d, dtype)?;
-        let inner_t_i = kernels::swiglu(&gate_t_i, &up_t_i)?;
-        Ok((x_t_d + self.down.apply(&inner_t_i, dtype)?)?)
+        Ok(self.run(config, dtype, layer, x_t_d, attention)?.0)
     }
 
-    /// The heads' results side by side, rows x (heads times head width).
+    /// [`Block::apply`], and what came up on the way.
+    pub(crate) fn run(
+        &self,
+        config: &Config,
+        dtype: DType,
+        layer: usize,
+        x_t_d: &Tensor,
+        attention: &mut Attention<'_>,
+    ) -> Result<(Tensor, Kept)> {
+        let normed_t_d = kernels::rms_norm(x_t_d, &self.input_norm_d, config.norm_epsilon)?;
+        let (mixed_t_a, heads) = self.attend(config, dtype, layer, &normed_t_d, attention)?;
+        let middle_t_d = (x_t_d + self.output.apply(&mixed_t_a, dtype)?)?;
+        let inner_normed_t_d = kernels::rms_norm(&middle_t_d, &self.inner_norm_d, config.norm_epsilon)?;
+        let gate_t_i = self.gate.apply(&inner_normed_t_d, dtype)?;
+        let up_t_i = self.up.apply(&inner_normed_t_d, dtype)?;
+        let inner_t_i = kernels::swiglu(&gate_t_i, &up_t_i)?;
+        let out_t_d = (&middle_t_d + self.down.apply(&inner_t_i, dtype)?)?;
+        // Detached, lest candle's record of how they came about keep more.
+        let kept = Kept {
+            x_t_d: x_t_d.detach(),
+            normed_t_d: normed_t_d.detach(),
+            heads,
+            middle_t_d: middle_t_d.detach(),
+            inner_normed_t_d: inner_normed_t_d.detach(),
+            gate_t_i: gate_t_i.detach(),
+            up_t_i: up_t_i.detach(),
+            inner_t_i: inner_t_i.detach(),
+        };
+        Ok((out_t_d, kept))
+    }
+
+    /// The heads' results side by side, rows x (heads times head width), and what they came from.
     fn attend(
         &self,
         config: &Config,
@@ -121,21 +147,23 @@ impl Block {
         layer: usize,
         x_t_d: &Tensor,
         attention: &mut Attention<'_>,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Heads)> {
         let (rows, width) = (x_t_d.dim(0)?, config.head_dim);
         let heads = |linear: &Linear, count: usize| -> Result<Tensor> {
             Ok(linear.apply(x_t_d, dtype)?.reshape((rows, count, width))?)
         };
         let (Attention::Packed { rotation, .. } | Attention::Paged { rotation, .. }) = &*attention;
-        let rotated = |x_t_h_d: Tensor, norm_d: &Option<Tensor>| -> Result<Tensor> {
+        let rotated = |x_t_h_d: &Tensor, norm_d: &Option<Tensor>| -> Result<Tensor> {
             let x_t_h_d = match norm_d {
-                Some(norm_d) => kernels::rms_norm(&x_t_h_d, norm_d, config.norm_epsilon)?,
-                None => x_t_h_d,
+                Some(norm_d) => kernels::rms_norm(x_t_h_d, norm_d, config.norm_epsilon)?,
+                None => x_t_h_d.clone(),
             };
             Ok(kernels::rotate(&x_t_h_d, &rotation.cos_t_r, &rotation.sin_t_r)?)
         };
-        let q_t_h_d = rotated(heads(&self.query, config.heads)?, &self.query_norm_d)?;
-        let k_t_g_d = rotated(heads(&self.key, config.key_value_heads)?, &self.key_norm_d)?;
+        let query_t_h_d = heads(&self.query, config.heads)?;
+        let key_t_g_d = heads(&self.key, config.key_value_heads)?;
+        let q_t_h_d = rotated(&query_t_h_d, &self.query_norm_d)?;
+        let k_t_g_d = rotated(&key_t_g_d, &self.key_norm_d)?;
         let v_t_g_d = heads(&self.value, config.key_value_heads)?;
         let mixed_t_h_d = match attention {
             Attention::Packed { segments, .. } => kernels::attend(&q_t_h_d, &k_t_g_d, &v_t_g_d, segments)?,
@@ -148,7 +176,16 @@ impl Block {
                 kernels::attend_paged(&q_t_h_d, k, v, rows)?
             }
         };
-        Ok(mixed_t_h_d.reshape((rows, config.heads * width))?)
+        let mixed_t_a = mixed_t_h_d.reshape((rows, config.heads * width))?;
+        let heads = Heads {
+            query_t_h_d: self.query_norm_d.as_ref().map(|_| query_t_h_d.detach()),
+            key_t_g_d: self.key_norm_d.as_ref().map(|_| key_t_g_d.detach()),
+            q_t_h_d: q_t_h_d.detach(),
+            k_t_g_d: k_t_g_d.detach(),
+            v_t_g_d: v_t_g_d.detach(),
+            mixed_t_a: mixed_t_a.detach(),
+        };
+        Ok((mixed_t_a, heads))
     }
 
     /// Every weight, each by its name within the block.

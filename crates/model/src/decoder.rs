@@ -10,11 +10,14 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use kernels::{Context, Packed, Segment};
 
 pub use crate::block::{Attention, PoolLayer, Rotation};
 use crate::block::{Block, Loader};
+pub use crate::block_gradient::Kept;
+use crate::block_gradient::Pass;
 use crate::config::Config;
 use crate::linear::{Linear, Weight, product};
 use crate::lora::Lora;
@@ -160,6 +163,16 @@ impl Decoder {
         }
     }
 
+    /// The embedding where it trains.
+    pub fn trained_embedding(&self) -> Option<&Tensor> {
+        match &self.embedding_v_d {
+            Weight::Tensor(embedding_v_d) => {
+                Some(embedding_v_d).filter(|embedding_v_d| embedding_v_d.track_op())
+            }
+            Weight::Packed(_) => None,
+        }
+    }
+
     /// The rotary angles of rows at `positions`.
     ///
     /// # Errors
@@ -215,13 +228,60 @@ impl Decoder {
     /// # Errors
     /// A layer that the model does not have, or a failing tensor operation.
     pub fn block(&self, layer: usize, x_t_d: &Tensor, attention: &mut Attention<'_>) -> Result<Tensor> {
-        let Some(block) = self.blocks.get(layer) else {
-            return Err(Error::Request(format!(
+        self.layer(layer)?
+            .apply(&self.config, self.dtype, layer, x_t_d, attention)
+    }
+
+    /// [`Decoder::block`], and what [`Decoder::block_gradients`] needs of it; candle keeps no record.
+    ///
+    /// # Errors
+    /// As [`Decoder::block`].
+    pub fn block_keeping(
+        &self,
+        layer: usize,
+        x_t_d: &Tensor,
+        attention: &mut Attention<'_>,
+    ) -> Result<(Tensor, Kept)> {
+        let block = self.layer(layer)?;
+        let (out_t_d, kept) = block.run(&self.config, self.dtype, layer, &x_t_d.detach(), attention)?;
+        Ok((out_t_d.detach(), kept))
+    }
+
+    /// The gradient of a block's input from `gradient_t_d`, that of its output; those of its weights that train go into
+    /// `store`. The same as candle's `backward` finds, by the CPU's kernels: where they do not run ([`kernels::fuses`]) it is
+    /// an error.
+    ///
+    /// # Errors
+    /// A layer that the model does not have, attention to the pool, another device, or a failing tensor operation.
+    pub fn block_gradients(
+        &self,
+        layer: usize,
+        kept: &Kept,
+        gradient_t_d: &Tensor,
+        attention: &Attention<'_>,
+        store: &mut GradStore,
+    ) -> Result<Tensor> {
+        let block = self.layer(layer)?;
+        let Attention::Packed { segments, rotation } = attention else {
+            return Err(Error::Request("attention to the pool has no gradients".into()));
+        };
+        let mut pass = Pass {
+            config: &self.config,
+            dtype: self.dtype,
+            segments,
+            rotation,
+            store,
+        };
+        block.gradients(kept, &gradient_t_d.detach(), &mut pass)
+    }
+
+    fn layer(&self, layer: usize) -> Result<&Block> {
+        self.blocks.get(layer).ok_or_else(|| {
+            Error::Request(format!(
                 "layer {layer}: the model has {} layers",
                 self.config.layers
-            )));
-        };
-        block.apply(&self.config, self.dtype, layer, x_t_d, attention)
+            ))
+        })
     }
 
     /// The final norm; its result is what the heads read.

@@ -47,6 +47,7 @@
 //! ```
 
 mod block;
+mod block_gradient;
 pub mod built_in;
 pub mod chat;
 pub mod config;

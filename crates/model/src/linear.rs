@@ -71,9 +71,12 @@ pub(crate) struct Adapter {
 impl Adapter {
     /// What it adds to rows that came from `x_t_i`.
     fn apply(&self, x_t_i: &Tensor, dtype: DType) -> Result<Tensor> {
-        // Scaled where it is narrow.
-        let inner_t_r = self.a_r_i.product(x_t_i, dtype)?.affine(self.scale, 0.0)?;
-        self.b_o_r.product(&inner_t_r, dtype)
+        self.b_o_r.product(&self.inner(x_t_i, dtype)?, dtype)
+    }
+
+    /// Rows projected down, and scaled where they are narrow.
+    pub(crate) fn inner(&self, x_t_i: &Tensor, dtype: DType) -> Result<Tensor> {
+        self.a_r_i.product(x_t_i, dtype)?.affine(self.scale, 0.0)
     }
 }
 

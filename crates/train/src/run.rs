@@ -18,7 +18,7 @@ use crate::alarm::Alarm;
 use crate::checkpoint::{self, State};
 use crate::error::{Error, Result};
 use crate::folder::RunFolder;
-use crate::gradient::{Below, Gradients, backpropagate, backpropagate_by_block, log_probabilities};
+use crate::gradient::{Activations, Below, Gradients, backpropagate, log_probabilities};
 use crate::gspo::{Completions, Statistics};
 use crate::metrics::{Metrics, Replies, resident_mebibytes};
 use crate::optimizer::{Optimizer, learning_rate};
@@ -309,19 +309,20 @@ impl Trainer {
                     updates.statistics.add(&statistics);
                     Ok(loss)
                 };
-                match recipe.update.gradient_checkpointing {
-                    true => {
-                        backpropagate_by_block(
-                            &self.decoder,
-                            pack,
-                            below,
-                            temperature,
-                            loss,
-                            &mut gradients,
-                        )?;
-                    }
-                    false => backpropagate(&self.decoder, pack, below, temperature, loss, &mut gradients)?,
-                }
+                let activations = match recipe.update.gradient_checkpointing {
+                    true => Activations::Recomputed,
+                    false => Activations::Kept,
+                };
+                let decoder = &self.decoder;
+                backpropagate(
+                    decoder,
+                    pack,
+                    below,
+                    temperature,
+                    activations,
+                    loss,
+                    &mut gradients,
+                )?;
             }
             let sums = gradients.into_sums();
             let clip = recipe.update.gradient_clip;

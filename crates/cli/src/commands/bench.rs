@@ -18,7 +18,7 @@ use model::engine::Engine;
 use model::generate::Sampling;
 use model::tokenizer::Tokenizer;
 use serde::Serialize;
-use train::gradient::{Gradients, backpropagate};
+use train::gradient::{Activations, Gradients, backpropagate};
 use train::optimizer::Optimizer;
 use train::pack::Pack;
 use train::recipe::{OptimizerRecipe, Recipe};
@@ -401,7 +401,15 @@ fn train(arguments: &Bench, device: &Device, show: Show<'_>) -> Result<()> {
             kernels::in_pool(|| {
                 let mut gradients = Gradients::new(optimizer.parameters());
                 let loss = |log_probability_n: &Tensor| Ok(log_probability_n.mean_all()?.neg()?);
-                backpropagate(&decoder, &pack, None, 1.0, loss, &mut gradients)?;
+                backpropagate(
+                    &decoder,
+                    &pack,
+                    None,
+                    1.0,
+                    Activations::Kept,
+                    loss,
+                    &mut gradients,
+                )?;
                 let sums = gradients.into_sums();
                 Ok(optimizer.update(&recipe, &sums, updates, 1e-6, 1.0)?)
             })
