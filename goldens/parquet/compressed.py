@@ -2,7 +2,7 @@
 
     python goldens/parquet/compressed.py          # with pyarrow 26.0.1, which made the files that lie here
 
-`crates/eval/src/tasks/files.rs` and `crates/train/src/prompts.rs` read them and expect what `ROWS` has.
+`crates/model/src/parquet_file.rs`, `crates/eval/src/tasks/files.rs` and `crates/train/src/prompts.rs` read them and expect what `ROWS` has.
 """
 
 from pathlib import Path

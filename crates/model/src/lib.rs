@@ -11,6 +11,7 @@
 //! | text into ids and back, conversations into prompts | [`tokenizer`], [`template`], [`chat`], [`thinking`] |
 //! | weights and the forward pass | [`config`], [`weights`], [`decoder`], [`lora`], [`heads`] |
 //! | prompts into completions | [`generate`], [`engine`], [`sampler`], [`constraint`], [`kv_pool`], [`remote`], [`scripted`] |
+//! | rows of a Parquet file | [`parquet_file`] |
 //! | a model into GGUF and Ollama's form | [`export`] |
 //! | HTTP with patience, also for other crates | [`endpoint`] |
 //! | models for tests, without a download | [`seeded`] |
@@ -66,6 +67,7 @@ pub mod kv_pool;
 mod linear;
 pub mod lora;
 mod memory;
+pub mod parquet_file;
 mod python;
 mod queue;
 pub mod remote;

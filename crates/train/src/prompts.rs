@@ -8,8 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::{Field, Row};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -221,27 +219,11 @@ fn separated(path: &Path, delimiter: u8) -> Result<Records> {
 }
 
 fn parquet(path: &Path) -> Result<Records> {
-    let file = File::open(path).map_err(|source| Error::file(path, source))?;
-    let broken = |line: Option<usize>, error: &dyn ToString| Error::Format {
-        path: path.into(),
-        line,
-        what: error.to_string(),
-    };
-    let reader = SerializedFileReader::new(file).map_err(|error| broken(None, &error))?;
-    let rows = reader.get_row_iter(None).map_err(|error| broken(None, &error))?;
-    rows.enumerate()
-        .map(|(index, row)| {
-            let row: Row = row.map_err(|error| broken(Some(index + 1), &error))?;
-            let values = row.get_column_iter().filter_map(|(name, field)| match field {
-                Field::Null => None,
-                Field::Str(text) => Some((name.clone(), Value::from(text.as_str()))),
-                // Writers that leave out the string annotation.
-                Field::Bytes(bytes) => Some((name.clone(), Value::from(bytes.as_utf8().ok()?))),
-                other => Some((name.clone(), Value::from(other.to_string()))),
-            });
-            Ok((index + 1, values.collect()))
-        })
-        .collect()
+    let rows = model::parquet_file::rows(path)?.into_iter().enumerate();
+    let present = |(name, value): (String, Value)| (!value.is_null()).then_some((name, value));
+    Ok(rows
+        .map(|(index, row)| (index + 1, row.into_iter().filter_map(present).collect()))
+        .collect())
 }
 
 /// How many prompts of each kind have been dealt.

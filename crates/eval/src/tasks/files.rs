@@ -5,8 +5,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::{Field, Row as Record};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -125,7 +123,7 @@ pub(crate) fn read_rows(path: &Path) -> Result<Vec<Row>> {
         "tsv" => separated(&text(path)?, b'\t'),
         "jsonl" => jsonl(&text(path)?),
         "json" => json(&text(path)?),
-        "parquet" => parquet(path)?,
+        "parquet" => model::parquet_file::rows(path)?.into_iter().map(Ok).collect(),
         _ => {
             return Err(broken(
                 "expected .csv, .tsv, .json, .jsonl, .jsonl.gz or .parquet".into(),
@@ -205,54 +203,6 @@ fn json(text: &str) -> Vec<Fields> {
                 other => Err(format!("expected a JSON object, found {other}")),
             })
             .collect(),
-    }
-}
-
-fn parquet(path: &Path) -> Result<Vec<Fields>> {
-    let file = File::open(path).map_err(|source| Error::file(path, source))?;
-    let broken = |error: &dyn ToString| Error::Format {
-        path: path.into(),
-        line: None,
-        what: error.to_string(),
-    };
-    let reader = SerializedFileReader::new(file).map_err(|error| broken(&error))?;
-    let rows = reader.get_row_iter(None).map_err(|error| broken(&error))?;
-    let mut fields: Vec<Fields> = Vec::new();
-    for row in rows {
-        let columns = |row: Record| {
-            let columns = row.get_column_iter();
-            columns
-                .map(|(name, field)| (name.clone(), of_field(field)))
-                .collect()
-        };
-        fields.push(row.map(columns).map_err(|error| error.to_string()));
-        // A broken file may promise rows without end, each of them an error.
-        if fields.last().is_some_and(Fields::is_err) {
-            break;
-        }
-    }
-    Ok(fields)
-}
-
-fn of_field(field: &Field) -> Value {
-    match field {
-        Field::Null => Value::Null,
-        Field::Bool(value) => Value::from(*value),
-        Field::Byte(value) => Value::from(*value),
-        Field::Short(value) => Value::from(*value),
-        Field::Int(value) => Value::from(*value),
-        Field::Long(value) => Value::from(*value),
-        Field::UByte(value) => Value::from(*value),
-        Field::UShort(value) => Value::from(*value),
-        Field::UInt(value) => Value::from(*value),
-        Field::ULong(value) => Value::from(*value),
-        Field::Float(value) => Value::from(*value),
-        Field::Double(value) => Value::from(*value),
-        Field::Str(text) => Value::from(text.as_str()),
-        // Writers that leave out the string annotation.
-        Field::Bytes(bytes) => bytes.as_utf8().map_or(Value::Null, Value::from),
-        Field::ListInternal(list) => list.elements().iter().map(of_field).collect(),
-        other => Value::from(other.to_string()),
     }
 }
 
