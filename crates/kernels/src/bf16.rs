@@ -99,7 +99,7 @@ pub(crate) fn times(a_t_n: &Tensor, b_n_k: &Tensor, onto: Option<Tensor>) -> Res
         return added(rounded(a_t_n)?.matmul(&rounded(b_n_k)?)?, onto);
     }
     let ((rows, inner), outputs) = (a_t_n.dims2()?, b_n_k.dim(1)?);
-    filled((rows, outputs), onto, |out, accumulate| {
+    filled((rows, outputs), a_t_n.device(), onto, |out, accumulate| {
         read([a_t_n, b_n_k], |[a, b]| {
             multiply(
                 &Left::of_rows(a, inner),
@@ -147,7 +147,7 @@ pub(crate) fn multiply_turned(
         return times(gradient_t_n, &weight.tensor()?, onto);
     };
     let ((inner, outputs), rows) = (weight.dims(), gradient_t_n.dim(0)?);
-    filled((rows, outputs), onto, |out, accumulate| {
+    filled((rows, outputs), gradient_t_n.device(), onto, |out, accumulate| {
         read([gradient_t_n], |[gradient]| {
             let left = Left::of_rows(gradient, inner);
             multiply(&left, Right::turned(pairs, weight.dims()), out, accumulate);

@@ -57,9 +57,10 @@ pub(crate) fn write(tensor: &Tensor, body: impl FnOnce(&mut [f32]) -> Result<()>
     tensor.inplace_op1(&Write(Mutex::new(Some(body))))
 }
 
-/// A matrix of these `dims` that `work` fills; or `onto`, to which it adds, as its second argument tells it.
+/// A matrix of these `dims` on `device`, the CPU, that `work` fills; or `onto`, to which it adds, as its second argument tells it.
 pub(crate) fn filled(
     dims: (usize, usize),
+    device: &Device,
     onto: Option<Tensor>,
     work: impl FnOnce(&mut [f32], bool) -> Result<()>,
 ) -> Result<Tensor> {
@@ -69,7 +70,7 @@ pub(crate) fn filled(
     }
     let mut out = vec![0.0; dims.0 * dims.1];
     work(&mut out, false)?;
-    Tensor::from_vec(out, dims, &Device::Cpu)
+    Tensor::from_vec(out, dims, device)
 }
 
 /// `tensor`; or `onto`, to which it was added.
@@ -213,7 +214,7 @@ mod tests {
         let (sum, rows) = (noise(3, &[5, 3]), noise(4, &[4, 3]));
         let ids = [4, 0, 4, 2];
         let expected = sum
-            .index_add(&Tensor::new(&ids[..], &Device::Cpu)?, &rows, 0)?
+            .index_add(&Tensor::new(&ids[..], sum.device())?, &rows, 0)?
             .to_vec2::<f32>()?;
         add_rows(&sum, &rows, &ids)?;
         assert_eq!(sum.to_vec2::<f32>()?, expected);
