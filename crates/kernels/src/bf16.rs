@@ -14,7 +14,7 @@ use crate::lanes::{self, Setting};
 use crate::packed::{Packed, WIDTH};
 use crate::pairs::{Left, Pairs, Right, round};
 use crate::product::{self, product_composed};
-use crate::slices::{added, filled, read, slice};
+use crate::slices::{read, slice};
 
 /// So many rows at least make a task of their own.
 const GROUP: usize = 48;
@@ -66,7 +66,7 @@ impl CustomOp2 for ProductBf16 {
         let ((rows, inner), outputs) = (x_layout.shape().dims2()?, weight_layout.shape().dims2()?.0);
         let (x, weight) = (slice(x, x_layout)?, slice(weight, weight_layout)?);
         let out = if available() {
-            multiplied(
+            multiply(
                 &Left::of_rows(x, inner),
                 rows,
                 Right::rows(weight, (outputs, inner)),
@@ -84,7 +84,7 @@ impl CustomOp2 for ProductBf16 {
         _out_t_n: &Tensor,
         gradient_t_n: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let for_x = || times(gradient_t_n, weight_n_k, None);
+        let for_x = || times(gradient_t_n, weight_n_k);
         let for_weight = || transposed_times(gradient_t_n, x_t_k);
         Ok((
             x_t_k.track_op().then(for_x).transpose()?,
@@ -93,23 +93,20 @@ impl CustomOp2 for ProductBf16 {
     }
 }
 
-/// `a b` of numbers rounded to bf16, added to `onto` where that is given.
-pub(crate) fn times(a_t_n: &Tensor, b_n_k: &Tensor, onto: Option<Tensor>) -> Result<Tensor> {
+/// `a b` of numbers rounded to bf16.
+pub(crate) fn times(a_t_n: &Tensor, b_n_k: &Tensor) -> Result<Tensor> {
     if !available() {
-        return added(rounded(a_t_n)?.matmul(&rounded(b_n_k)?)?, onto);
+        return rounded(a_t_n)?.matmul(&rounded(b_n_k)?);
     }
     let ((rows, inner), outputs) = (a_t_n.dims2()?, b_n_k.dim(1)?);
-    filled((rows, outputs), a_t_n.device(), onto, |out, accumulate| {
-        read([a_t_n, b_n_k], |[a, b]| {
-            multiply(
-                &Left::of_rows(a, inner),
-                Right::columns(b, outputs),
-                out,
-                accumulate,
-            );
-            Ok(())
-        })
-    })
+    let out = read([a_t_n, b_n_k], |[a, b]| {
+        Ok(multiply(
+            &Left::of_rows(a, inner),
+            rows,
+            Right::columns(b, outputs),
+        ))
+    })?;
+    Tensor::from_vec(out, (rows, outputs), a_t_n.device())
 }
 
 /// `a^T b` of numbers rounded to bf16.
@@ -119,7 +116,7 @@ pub(crate) fn transposed_times(a_t_n: &Tensor, b_t_k: &Tensor) -> Result<Tensor>
     }
     let (rows, outputs) = (a_t_n.dim(1)?, b_t_k.dim(1)?);
     let out = read([a_t_n, b_t_k], |[a, b]| {
-        Ok(multiplied(
+        Ok(multiply(
             &Left::of_columns(a, rows),
             rows,
             Right::columns(b, outputs),
@@ -134,26 +131,23 @@ pub(crate) fn multiply_packed(x: &[f32], weight: &Packed, right: Right) -> Vec<f
         return product::multiply(&round(x), weight.weights());
     }
     let inner = weight.dims().1;
-    multiplied(&Left::of_rows(x, inner), x.len() / inner, right)
+    multiply(&Left::of_rows(x, inner), x.len() / inner, right)
 }
 
-/// The gradient of [`multiply_packed`] for `x`, from that of its result: `gradient W`, added to `onto` where that is given.
-pub(crate) fn multiply_turned(
-    gradient_t_n: &Tensor,
-    weight: &Packed,
-    onto: Option<Tensor>,
-) -> Result<Tensor> {
+/// The gradient of [`multiply_packed`] for `x`, from that of its result: `gradient W`.
+pub(crate) fn multiply_turned(gradient_t_n: &Tensor, weight: &Packed) -> Result<Tensor> {
     let Some(pairs) = weight.pairs().filter(|_| available()) else {
-        return times(gradient_t_n, &weight.tensor()?, onto);
+        return times(gradient_t_n, &weight.tensor()?);
     };
     let ((inner, outputs), rows) = (weight.dims(), gradient_t_n.dim(0)?);
-    filled((rows, outputs), gradient_t_n.device(), onto, |out, accumulate| {
-        read([gradient_t_n], |[gradient]| {
-            let left = Left::of_rows(gradient, inner);
-            multiply(&left, Right::turned(pairs, weight.dims()), out, accumulate);
-            Ok(())
-        })
-    })
+    let out = read([gradient_t_n], |[gradient]| {
+        Ok(multiply(
+            &Left::of_rows(gradient, inner),
+            rows,
+            Right::turned(pairs, weight.dims()),
+        ))
+    })?;
+    Tensor::from_vec(out, (rows, outputs), gradient_t_n.device())
 }
 
 /// Whether products of pairs are made here.
@@ -167,18 +161,10 @@ pub(crate) fn available() -> bool {
     false
 }
 
-/// The product of `rows` rows with all columns.
-fn multiplied(left: &Left, rows: usize, right: Right) -> Vec<f32> {
-    let mut out = vec![0.0; rows * right.outputs];
-    multiply(left, right, &mut out, false);
-    out
-}
-
-/// The product of the rows of `out` with all columns, put there or added to what is there; in parallel over strips of
-/// columns, and over rows where columns are few.
-fn multiply(left: &Left, right: Right, out: &mut [f32], accumulate: bool) {
+/// The product of `rows` rows with all columns, in parallel over strips of columns, and over rows where columns are few.
+fn multiply(left: &Left, rows: usize, right: Right) -> Vec<f32> {
     let (columns, threads) = (right.outputs, rayon::current_num_threads());
-    let rows = out.len() / columns;
+    let mut out = vec![0.0; rows * columns];
     let width = columns.div_ceil(4 * threads).next_multiple_of(2 * WIDTH);
     let strips = columns.div_ceil(width);
     let height = rows.div_ceil((2 * threads).div_ceil(strips)).max(GROUP);
@@ -200,12 +186,13 @@ fn multiply(left: &Left, right: Right, out: &mut [f32], accumulate: bool) {
                 inner: 0..right.inner,
                 row: task / strips * height,
                 panel: task % strips * width / WIDTH,
-                accumulate,
+                accumulate: false,
                 out: &mut out,
                 room,
             }
             .multiply();
         });
+    out
 }
 
 /// The products of some rows with some panels, which are columns of the result.

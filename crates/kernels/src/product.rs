@@ -172,10 +172,11 @@ pub fn product_gradient(
     let (outputs, inputs) = weight_n_k.dims2()?;
     check_gradient(gradient_t_n, (outputs, inputs), onto_t_k.as_ref())?;
     let weight_n_k = weight_n_k.detach();
-    if dtype == DType::BF16 {
-        return bf16::times(gradient_t_n, &weight_n_k, onto_t_k);
-    }
-    added(gradient_t_n.matmul(&weight_n_k)?, onto_t_k)
+    let for_x_t_k = match dtype {
+        DType::BF16 => bf16::times(gradient_t_n, &weight_n_k)?,
+        _ => gradient_t_n.matmul(&weight_n_k)?,
+    };
+    added(for_x_t_k, onto_t_k)
 }
 
 /// [`product_gradient`] of [`product_packed`].
@@ -188,12 +189,11 @@ pub fn product_packed_gradient(
     onto_t_k: Option<Tensor>,
 ) -> Result<Tensor> {
     check_gradient(gradient_t_n, weight_n_k.dims(), onto_t_k.as_ref())?;
-    match weight_n_k.operand() {
-        Operand::Pairs(_) => bf16::multiply_turned(gradient_t_n, weight_n_k, onto_t_k),
-        Operand::F32(_) | Operand::Integers(_) => {
-            added(gradient_t_n.matmul(&weight_n_k.tensor()?)?, onto_t_k)
-        }
-    }
+    let for_x_t_k = match weight_n_k.operand() {
+        Operand::Pairs(_) => bf16::multiply_turned(gradient_t_n, weight_n_k)?,
+        Operand::F32(_) | Operand::Integers(_) => gradient_t_n.matmul(&weight_n_k.tensor()?)?,
+    };
+    added(for_x_t_k, onto_t_k)
 }
 
 /// What the gradient for the weight of [`product`], or with `DType::BF16` of [`crate::product_bf16`], is where that of its

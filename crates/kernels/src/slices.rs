@@ -5,9 +5,7 @@
 
 use std::sync::Mutex;
 
-use candle_core::{
-    CpuStorage, DType, Device, Error, InplaceOp1, InplaceOp2, Layout, Result, Storage, Tensor, bail,
-};
+use candle_core::{CpuStorage, DType, Error, InplaceOp1, InplaceOp2, Layout, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::device::{fuses, on_the_cpu_alone};
@@ -55,22 +53,6 @@ pub(crate) fn read<T, const N: usize>(
 /// `body` must not touch the tensor by another way; see [`distinct`].
 pub(crate) fn write(tensor: &Tensor, body: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
     tensor.inplace_op1(&Write(Mutex::new(Some(body))))
-}
-
-/// A matrix of these `dims` on `device`, the CPU, that `work` fills; or `onto`, to which it adds, as its second argument tells it.
-pub(crate) fn filled(
-    dims: (usize, usize),
-    device: &Device,
-    onto: Option<Tensor>,
-    work: impl FnOnce(&mut [f32], bool) -> Result<()>,
-) -> Result<Tensor> {
-    if let Some(onto) = onto {
-        write(&onto, |out| work(out, true))?;
-        return Ok(onto);
-    }
-    let mut out = vec![0.0; dims.0 * dims.1];
-    work(&mut out, false)?;
-    Tensor::from_vec(out, dims, device)
 }
 
 /// `tensor`; or `onto`, to which it was added.

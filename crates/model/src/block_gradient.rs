@@ -1,5 +1,6 @@
-//! The gradients of a block, by the kernels of the CPU: the same as candle finds by its record of the operations, with fewer
-//! passes over memory. What reaches a tensor by several ways is added where it is made, and nothing begins as zeros.
+//! The gradients of a block, by the kernels of the CPU: the same bits as candle finds by its record of the operations, with
+//! fewer passes over memory, since nothing begins as zeros to be added to. What reaches a tensor by several ways is added in the
+//! order in which candle comes to them.
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
@@ -90,7 +91,7 @@ impl Pass<'_> {
         linear: &Linear,
         x_t_i: &Tensor,
         gradient_t_o: &Tensor,
-        onto_t_i: Option<Tensor>,
+        mut onto_t_i: Option<Tensor>,
     ) -> Result<Tensor> {
         if !linear.mixed.is_empty() {
             return Err(Error::Request(
@@ -100,19 +101,14 @@ impl Pass<'_> {
         if let Some(bias_o) = linear.bias_o.as_ref().filter(|bias_o| bias_o.track_op()) {
             self.store.insert(bias_o, gradient_t_o.sum(0)?);
         }
-        let x_gradient_t_i = self.weight(&linear.weight, x_t_i, gradient_t_o, onto_t_i)?;
-        let Some(adapter) = &linear.adapter else {
-            return Ok(x_gradient_t_i);
-        };
-        let Adapter { a_r_i, b_o_r, scale } = adapter;
-        let inner_t_r = adapter.inner(x_t_i, self.dtype)?.detach();
-        let inner_gradient_t_r = self.weight(b_o_r, &inner_t_r, gradient_t_o, None)?;
-        self.weight(
-            a_r_i,
-            x_t_i,
-            &inner_gradient_t_r.affine(*scale, 0.0)?,
-            Some(x_gradient_t_i),
-        )
+        if let Some(adapter) = &linear.adapter {
+            let Adapter { a_r_i, b_o_r, scale } = adapter;
+            let inner_t_r = adapter.inner(x_t_i, self.dtype)?.detach();
+            let inner_gradient_t_r = self.weight(b_o_r, &inner_t_r, gradient_t_o, None)?;
+            let inner_gradient_t_r = inner_gradient_t_r.affine(*scale, 0.0)?;
+            onto_t_i = Some(self.weight(a_r_i, x_t_i, &inner_gradient_t_r, onto_t_i)?);
+        }
+        self.weight(&linear.weight, x_t_i, gradient_t_o, onto_t_i)
     }
 
     /// The gradient before a product with a weight, added to `onto_t_i` where that is given.
@@ -148,9 +144,13 @@ impl Block {
         let (gate_gradient_t_i, up_gradient_t_i) =
             kernels::swiglu_gradients(&kept.gate_t_i, &kept.up_t_i, &inner_gradient_t_i)?;
         let normed_t_d = &kept.inner_normed_t_d;
-        let normed_gradient_t_d = pass.linear(&self.gate, normed_t_d, &gate_gradient_t_i, None)?;
-        let normed_gradient_t_d =
-            pass.linear(&self.up, normed_t_d, &up_gradient_t_i, Some(normed_gradient_t_d))?;
+        let normed_gradient_t_d = pass.linear(&self.up, normed_t_d, &up_gradient_t_i, None)?;
+        let normed_gradient_t_d = pass.linear(
+            &self.gate,
+            normed_t_d,
+            &gate_gradient_t_i,
+            Some(normed_gradient_t_d),
+        )?;
         let middle_gradient_t_d = pass.norm(
             &kept.middle_t_d,
             &self.inner_norm_d,
@@ -181,13 +181,9 @@ impl Block {
         let query_gradient_t_a = pass.turned_back(made.as_ref(), norms.as_ref(), &q_gradient_t_h_d)?;
         let (made, norms) = (&heads.key_t_g_d, &self.key_norm_d);
         let key_gradient_t_a = pass.turned_back(made.as_ref(), norms.as_ref(), &k_gradient_t_g_d)?;
-        let gradient_t_d = pass.linear(&self.query, normed_t_d, &query_gradient_t_a, None)?;
+        let value_gradient_t_a = v_gradient_t_g_d.flatten_from(1)?;
+        let gradient_t_d = pass.linear(&self.value, normed_t_d, &value_gradient_t_a, None)?;
         let gradient_t_d = pass.linear(&self.key, normed_t_d, &key_gradient_t_a, Some(gradient_t_d))?;
-        pass.linear(
-            &self.value,
-            normed_t_d,
-            &v_gradient_t_g_d.flatten_from(1)?,
-            Some(gradient_t_d),
-        )
+        pass.linear(&self.query, normed_t_d, &query_gradient_t_a, Some(gradient_t_d))
     }
 }
