@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use model::chat::{Message, Mode};
 use model::generate::{FinishReason, Sampling};
@@ -163,6 +164,29 @@ pub struct Log {
     pub status: Option<Status>,
 }
 
+/// Keeps other processes from writing the log. A child that is being started holds a copy of every open file, locks and all,
+/// until it is another program: so a log that was closed just now may be locked for a moment yet.
+fn lock(file: &File, path: &Path) -> Result<()> {
+    const ATTEMPTS: usize = 20;
+    for attempt in 1.. {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if attempt < ATTEMPTS => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Log {
+                    path: path.into(),
+                    what: "another process writes it".into(),
+                    hint: "wait for that evaluation, or give this one another name: --set run=NAME".into(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(Error::file(path, source)),
+        }
+    }
+    Ok(())
+}
+
 impl Log {
     /// Opens a log for `spec`, a new one where there is none.
     ///
@@ -179,17 +203,7 @@ impl Log {
             .create(true)
             .open(path)
             .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::Log {
-                    path: path.into(),
-                    what: "another process writes it".into(),
-                    hint: "wait for that evaluation, or give this one another name: --set run=NAME".into(),
-                });
-            }
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
+        lock(&file, path)?;
         let mut log = Self {
             path: path.into(),
             file,
