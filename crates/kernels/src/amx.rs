@@ -16,9 +16,8 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::avx512::{load, store};
-use crate::bf16::Strip;
 use crate::packed::{WIDTH, blocks, neighbours, parts};
-use crate::pairs::Pairs;
+use crate::pairs::{Pairs, Strip};
 
 /// Rows of a tile, and its pairs.
 const SIDE: usize = 16;

@@ -9,9 +9,8 @@ use std::arch::x86_64::{
 };
 
 use crate::avx512::{load, store};
-use crate::bf16::Strip;
 use crate::packed::{WIDTH, blocks, neighbours, parts};
-use crate::pairs::Pairs;
+use crate::pairs::{Pairs, Strip};
 
 /// Rows that meet two panels at once: 24 sums, 2 vectors of weights and a pair of an activation, of 32 registers.
 const ROWS: usize = 12;

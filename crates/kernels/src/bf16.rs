@@ -5,14 +5,12 @@
 //! the rounded numbers are held in f32 and multiplied as such: the product of two bf16 numbers is exact in f32, so that the
 //! ways differ by the rounding of sums alone.
 
-use std::ops::Range;
-
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::lanes::{self, Setting};
 use crate::packed::{Packed, WIDTH};
-use crate::pairs::{Left, Pairs, Right, round};
+use crate::pairs::{Left, Right, Strip, round};
 use crate::product::{self, product_composed};
 use crate::slices::{read, slice};
 
@@ -193,24 +191,6 @@ fn multiply(left: &Left, rows: usize, right: Right) -> Vec<f32> {
             .multiply();
         });
     out
-}
-
-/// The products of some rows with some panels, which are columns of the result.
-pub(crate) struct Strip<'a, 'b> {
-    pub(crate) left: &'a Left,
-    pub(crate) right: Right<'a>,
-    /// What of the inner size of `right` is summed over, from a multiple of [`WIDTH`] on: all that `left` has.
-    pub(crate) inner: Range<usize>,
-    /// The first row of `left`.
-    pub(crate) row: usize,
-    /// The first panel of `right`.
-    pub(crate) panel: usize,
-    /// Whether the products are added to what `out` holds.
-    pub(crate) accumulate: bool,
-    /// Each row's part of the result.
-    pub(crate) out: &'a mut [&'b mut [f32]],
-    /// Where panels are made.
-    pub(crate) room: &'a mut Vec<Pairs>,
 }
 
 impl Strip<'_, '_> {

@@ -59,6 +59,14 @@
     clippy::inline_always,
     reason = "a vector kernel is compiled for its instruction set by inlining, see lanes.rs"
 )]
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "some of it serves instructions that x86-64 alone has"
+    )
+)]
 
 mod adamw;
 #[cfg(target_arch = "x86_64")]
@@ -103,7 +111,7 @@ pub use log_probability::{
 pub use norm::{rms_norm, rms_norm_composed, rms_norm_gradients};
 pub use packed::Packed;
 pub use paged::{Context, attend_paged, attend_paged_composed, write_slots, write_slots_composed};
-pub use process::{in_pool, keep_memory, threads};
+pub use process::{both, in_pool, keep_memory, threads};
 pub use product::{
     product, product_composed, product_gradient, product_packed, product_packed_composed,
     product_packed_gradient, product_weight_gradient,

@@ -2,7 +2,8 @@
 //!
 //! A product of pairs sums over its inner size two steps at a time. Its left operand is [`Left`]: rows of pairs. Its
 //! right operand, [`Right`], is read in panels of [`WIDTH`] columns, each a list of [`Pairs`]; [`Right::panels`] makes
-//! them out of whatever lies there: a packed weight, the same seen from its outputs, or plain rows of f32.
+//! them out of whatever lies there: a packed weight, the same seen from its outputs, or plain rows of f32. A part of a product is
+//! a [`Strip`].
 
 use std::ops::Range;
 
@@ -379,6 +380,24 @@ impl<'a> Right<'a> {
         edge[..row.len()].copy_from_slice(row);
         edge
     }
+}
+
+/// The products of some rows with some panels, which are columns of the result: what an instruction set is asked for.
+pub(crate) struct Strip<'a, 'b> {
+    pub(crate) left: &'a Left,
+    pub(crate) right: Right<'a>,
+    /// What of the inner size of `right` is summed over, from a multiple of [`WIDTH`] on: all that `left` has.
+    pub(crate) inner: Range<usize>,
+    /// The first row of `left`.
+    pub(crate) row: usize,
+    /// The first panel of `right`.
+    pub(crate) panel: usize,
+    /// Whether the products are added to what `out` holds.
+    pub(crate) accumulate: bool,
+    /// Each row's part of the result.
+    pub(crate) out: &'a mut [&'b mut [f32]],
+    /// Where panels are made.
+    pub(crate) room: &'a mut Vec<Pairs>,
 }
 
 #[cfg(test)]

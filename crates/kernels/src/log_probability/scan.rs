@@ -7,11 +7,10 @@ use rayon::prelude::*;
 
 use super::Head;
 use super::tile::{LogitGradients, Online, Scale};
-use crate::bf16::Strip;
 use crate::lanes;
 use crate::matmul::{View, multiply};
 use crate::packed::{Packed, WIDTH};
-use crate::pairs::{Left, Pairs, Right, round};
+use crate::pairs::{Left, Pairs, Right, Strip, round};
 use crate::slices::read;
 
 /// Into how many tasks the vocabulary is cut. A constant, so that sums do not depend on the number of threads.
