@@ -111,7 +111,7 @@ pub use log_probability::{
 pub use norm::{rms_norm, rms_norm_composed, rms_norm_gradients};
 pub use packed::Packed;
 pub use paged::{Context, attend_paged, attend_paged_composed, write_slots, write_slots_composed};
-pub use process::{both, in_pool, keep_memory, threads};
+pub use process::{in_pool, keep_memory, threads};
 pub use product::{
     product, product_composed, product_gradient, product_packed, product_packed_composed,
     product_packed_gradient, product_weight_gradient,

@@ -7,12 +7,6 @@ pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }
 
-/// Does two pieces of work, made of operations of this crate, side by side: a thread that has no part left of the one takes
-/// some of the other, where it would have waited. The results are the same bits as one after the other.
-pub fn both<A: Send, B: Send>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B + Send) -> (A, B) {
-    rayon::join(one, other)
-}
-
 /// How many threads the operations of this crate use.
 pub fn threads() -> usize {
     rayon::current_num_threads()

@@ -121,11 +121,8 @@ impl Block {
         let (mixed_t_a, heads) = self.attend(config, dtype, layer, &normed_t_d, attention)?;
         let middle_t_d = (x_t_d + self.output.apply(&mixed_t_a, dtype)?)?;
         let inner_normed_t_d = kernels::rms_norm(&middle_t_d, &self.inner_norm_d, config.norm_epsilon)?;
-        let (gate_t_i, up_t_i) = kernels::both(
-            || self.gate.apply(&inner_normed_t_d, dtype),
-            || self.up.apply(&inner_normed_t_d, dtype),
-        );
-        let (gate_t_i, up_t_i) = (gate_t_i?, up_t_i?);
+        let gate_t_i = self.gate.apply(&inner_normed_t_d, dtype)?;
+        let up_t_i = self.up.apply(&inner_normed_t_d, dtype)?;
         let inner_t_i = kernels::swiglu(&gate_t_i, &up_t_i)?;
         let out_t_d = (&middle_t_d + self.down.apply(&inner_t_i, dtype)?)?;
         // Detached, lest candle's record of how they came about keep more.
@@ -163,18 +160,11 @@ impl Block {
             };
             Ok(kernels::rotate(&x_t_h_d, &rotation.cos_t_r, &rotation.sin_t_r)?)
         };
-        let (query_t_h_d, (key_t_g_d, v_t_g_d)) = kernels::both(
-            || heads(&self.query, config.heads),
-            || {
-                kernels::both(
-                    || heads(&self.key, config.key_value_heads),
-                    || heads(&self.value, config.key_value_heads),
-                )
-            },
-        );
-        let (query_t_h_d, key_t_g_d, v_t_g_d) = (query_t_h_d?, key_t_g_d?, v_t_g_d?);
+        let query_t_h_d = heads(&self.query, config.heads)?;
+        let key_t_g_d = heads(&self.key, config.key_value_heads)?;
         let q_t_h_d = rotated(&query_t_h_d, &self.query_norm_d)?;
         let k_t_g_d = rotated(&key_t_g_d, &self.key_norm_d)?;
+        let v_t_g_d = heads(&self.value, config.key_value_heads)?;
         let mixed_t_h_d = match attention {
             Attention::Packed { segments, .. } => kernels::attend(&q_t_h_d, &k_t_g_d, &v_t_g_d, segments)?,
             Attention::Paged {
