@@ -23,7 +23,8 @@ cd "$(dirname "$0")/.."
 tests=$(cargo test --release -p kernels --lib --no-run --message-format=json |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
 work=$(mktemp -d)
-trap 'rm -rf "$work" "$root/tmp/amx"' EXIT
+# What is mounted goes first: nobody who deletes ROOT should meet this machine's devices there.
+trap 'umount "$root/dev" 2>/dev/null; rm -rf "$work" "$root/tmp/amx"' EXIT
 
 # What the emulated machine runs.
 mkdir -p "$work/init/bin" "$work/init/proc" "$work/init/dev" "$work/init/tmp"
