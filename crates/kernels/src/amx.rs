@@ -163,17 +163,8 @@ impl Tiles {
 
         let (whole, rest) = (depth / SIDE, depth % SIDE);
         if rest > 0 {
-            let starts = [0, first_lower * stride];
-            for ((tile, start), rows) in self.left.iter_mut().zip(starts).zip([upper, lower]) {
-                for (line, row) in tile[..rows].iter_mut().zip(left[start..].chunks(stride)) {
-                    line[..rest].copy_from_slice(&row[whole * SIDE..depth]);
-                    line[rest..].fill(0);
-                }
-            }
-            for (tile, panel) in self.right.iter_mut().zip(panels) {
-                tile[..rest].copy_from_slice(&panel[whole * SIDE..]);
-                tile[rest..].fill(Pairs::default());
-            }
+            let parts = [(left, upper), (&left[first_lower * stride..], lower)];
+            self.copy_rest(parts, stride, panels);
         }
         // SAFETY: the machine has tiles, shaped for so many rows. What is read lies in `left` and the panels, which the assertion
         // above holds to `whole` tiles of pairs, and in `self.left` and `self.right`; what is written is `self.sums`.
@@ -232,6 +223,22 @@ impl Tiles {
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
+        }
+    }
+
+    /// Copies what is beyond whole tiles, of so many upper and lower rows and of both panels.
+    fn copy_rest(&mut self, parts: [(&[u32], usize); 2], stride: usize, panels: [&[Pairs]; 2]) {
+        let depth = panels[0].len();
+        let (start, rest) = (depth - depth % SIDE, depth % SIDE);
+        for (tile, (left, rows)) in self.left.iter_mut().zip(parts) {
+            for (line, row) in tile[..rows].iter_mut().zip(left.chunks(stride)) {
+                line[..rest].copy_from_slice(&row[start..depth]);
+                line[rest..].fill(0);
+            }
+        }
+        for (tile, panel) in self.right.iter_mut().zip(panels) {
+            tile[..rest].copy_from_slice(&panel[start..]);
+            tile[rest..].fill(Pairs::default());
         }
     }
 

@@ -348,9 +348,7 @@ impl Attention {
         }
         gradients
     }
-}
 
-impl Attention {
     /// The gradients for queries, keys and values.
     fn differentiate(&self, [q, k, v]: [&Tensor; 3], gradient: &Tensor) -> Result<[Tensor; 3]> {
         let heads = self.heads;

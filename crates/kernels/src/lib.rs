@@ -19,6 +19,9 @@
 //! | `log_probability.rs` | [`log_probability`], [`log_probability_bf16`], [`entropy`]: the head without whole logits |
 //! | `adamw.rs` | [`AdamW`], [`gradient_norm`] |
 //!
+//! Where a fused form's gradient has a name of its own ([`rms_norm_gradients`], [`attend_gradients`], [`product_gradient`], ...),
+//! a backward pass can do without candle's record of operations.
+//!
 //! `ceiling.rs` measures what the machine gives. `process.rs` has [`in_pool`], in which a pass of many operations belongs, and
 //! [`keep_memory`] for programs that train; `device.rs` has [`Place`], a device by name, and [`fuses`], which says where the
 //! fused forms run. Nine more files serve them: `rows.rs` (one row's attention), `lanes.rs`

@@ -96,20 +96,9 @@ impl Block {
         })
     }
 
-    /// Runs the block, the `layer`th of a decoder of this configuration, over the residual stream.
+    /// Runs the block, the `layer`th of a decoder of this configuration, over the residual stream; with what its gradients need
+    /// of what came up on the way.
     pub(crate) fn apply(
-        &self,
-        config: &Config,
-        dtype: DType,
-        layer: usize,
-        x_t_d: &Tensor,
-        attention: &mut Attention<'_>,
-    ) -> Result<Tensor> {
-        Ok(self.run(config, dtype, layer, x_t_d, attention)?.0)
-    }
-
-    /// [`Block::apply`], and what came up on the way.
-    pub(crate) fn run(
         &self,
         config: &Config,
         dtype: DType,

@@ -7,11 +7,10 @@
 //!
 //! Left out: a batch dimension, attention masks, windowed attention, dropout.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use kernels::{Context, Packed, Segment};
 
 pub use crate::block::{Attention, PoolLayer, Rotation};
@@ -19,10 +18,10 @@ use crate::block::{Block, Loader};
 pub use crate::block_gradient::Kept;
 use crate::block_gradient::Pass;
 use crate::config::Config;
-use crate::linear::{Linear, Weight, product};
+use crate::linear::{Weight, product};
 use crate::lora::Lora;
 use crate::source::Source;
-use crate::weights::{Weights, safetensors};
+use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// A dense decoder with its weights. A clone shares them: it costs a few pointers a tensor.
@@ -41,13 +40,13 @@ pub struct Decoder {
     pub config: Config,
     pub(crate) adapters: Option<Lora>,
     pub(crate) dtype: DType,
-    embedding_v_d: Weight,
-    blocks: Vec<Block>,
-    norm_d: Tensor,
+    pub(crate) embedding_v_d: Weight,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) norm_d: Tensor,
     /// Absent where the head is tied to the embedding, or where the checkpoint has another head altogether.
-    head_v_d: Option<Weight>,
+    pub(crate) head_v_d: Option<Weight>,
     /// A head held as a tensor, as generation multiplies it: made when it is first wanted; absent while the head trains.
-    packed_head: Arc<OnceLock<Packed>>,
+    pub(crate) packed_head: Arc<OnceLock<Packed>>,
     frequencies_r: Tensor,
 }
 
@@ -228,8 +227,8 @@ impl Decoder {
     /// # Errors
     /// A layer that the model does not have, or a failing tensor operation.
     pub fn block(&self, layer: usize, x_t_d: &Tensor, attention: &mut Attention<'_>) -> Result<Tensor> {
-        self.layer(layer)?
-            .apply(&self.config, self.dtype, layer, x_t_d, attention)
+        let block = self.layer(layer)?;
+        Ok(block.apply(&self.config, self.dtype, layer, x_t_d, attention)?.0)
     }
 
     /// [`Decoder::block`], and what [`Decoder::block_gradients`] needs of it; candle keeps no record.
@@ -243,7 +242,7 @@ impl Decoder {
         attention: &mut Attention<'_>,
     ) -> Result<(Tensor, Kept)> {
         let block = self.layer(layer)?;
-        let (out_t_d, kept) = block.run(&self.config, self.dtype, layer, &x_t_d.detach(), attention)?;
+        let (out_t_d, kept) = block.apply(&self.config, self.dtype, layer, &x_t_d.detach(), attention)?;
         Ok((out_t_d.detach(), kept))
     }
 
@@ -450,153 +449,7 @@ impl Decoder {
         Ok(self.head().tensor()?)
     }
 
-    fn head(&self) -> &Weight {
+    pub(crate) fn head(&self) -> &Weight {
         self.head_v_d.as_ref().unwrap_or(&self.embedding_v_d)
-    }
-
-    /// Every weight, adapters apart, with its Hugging Face name.
-    ///
-    /// # Errors
-    /// A failing tensor operation.
-    pub fn parameters(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut copy = self.clone();
-        copy.slots()
-            .into_iter()
-            .map(|(name, slot)| Ok((name, slot.tensor()?)))
-            .collect()
-    }
-
-    /// Turns every weight into a variable, held in f32, and returns the variables by name. Clones made before keep
-    /// the old weights; clones made after share the variables.
-    pub fn make_trainable(&mut self) -> Result<Vec<(String, Var)>> {
-        let mut variables = Vec::new();
-        for (name, slot) in self.slots() {
-            let variable = Var::from_tensor(&slot.tensor()?.to_dtype(DType::F32)?)?;
-            slot.set(variable.as_tensor().clone());
-            variables.push((name, variable));
-        }
-        self.packed_head = Arc::default();
-        Ok(variables)
-    }
-
-    /// The same model for inference, recording no gradient. What trains is taken as it is now: after an update it is
-    /// to be made anew. Weights that do not train are shared.
-    pub fn frozen(&self) -> Result<Self> {
-        let mut copy = self.clone();
-        let dtype = self.dtype;
-        if matches!(self.head(), Weight::Tensor(head_v_d) if head_v_d.track_op()) {
-            copy.packed_head = Arc::default();
-        }
-        for (_, slot) in copy.slots() {
-            match slot {
-                Slot::Weight(Weight::Packed(_)) | Slot::Table(Weight::Packed(_)) => {}
-                Slot::Weight(weight) => *weight = Weight::frozen(&weight.tensor()?, dtype)?,
-                Slot::Tensor(tensor) | Slot::Table(Weight::Tensor(tensor)) => *tensor = tensor.detach(),
-            }
-        }
-        for (_, linear) in copy.linears_mut() {
-            let adapter = linear.adapter.as_mut();
-            for matrix in adapter
-                .map(|adapter| [&mut adapter.a_r_i, &mut adapter.b_o_r])
-                .into_iter()
-                .flatten()
-            {
-                *matrix = Weight::frozen(&matrix.tensor()?, dtype)?;
-            }
-        }
-        Ok(copy)
-    }
-
-    /// Writes `config.json` and `model.safetensors` into `folder` (made if missing) in `dtype`, F32 or BF16, so that
-    /// transformers loads them. The tokenizer's files are the tokenizer's to write.
-    ///
-    /// # Errors
-    /// Adapters that are neither merged nor removed; files that cannot be written.
-    pub fn save(&self, folder: &Path, dtype: DType) -> Result<()> {
-        if self.adapters.is_some() {
-            return Err(Error::Request(
-                "a model with adapters is saved merged, or its adapters apart".into(),
-            ));
-        }
-        let name = if dtype == DType::BF16 {
-            "bfloat16"
-        } else {
-            "float32"
-        };
-        std::fs::create_dir_all(folder).map_err(|source| Error::File {
-            path: folder.into(),
-            source,
-        })?;
-        safetensors::write(&folder.join("model.safetensors"), &self.parameters()?, dtype)?;
-        let path = folder.join("config.json");
-        let text = format!(
-            "{:#}\n",
-            serde_json::Value::Object(self.config.fields_with_dtype(name))
-        );
-        std::fs::write(&path, text).map_err(|source| Error::File { path, source })
-    }
-
-    /// Every weight by name, adapters apart. The one list of what a decoder consists of.
-    fn slots(&mut self) -> Vec<(String, Slot<'_>)> {
-        let mut list = vec![(
-            "model.embed_tokens.weight".to_owned(),
-            Slot::Table(&mut self.embedding_v_d),
-        )];
-        for (layer, block) in self.blocks.iter_mut().enumerate() {
-            let (norms, linears) = block.parts_mut();
-            for (part, norm_d) in norms {
-                list.push((
-                    format!("model.layers.{layer}.{part}.weight"),
-                    Slot::Tensor(norm_d),
-                ));
-            }
-            for (part, Linear { weight, bias_o, .. }) in linears {
-                let name = |kind: &str| format!("model.layers.{layer}.{part}.{kind}");
-                list.push((name("weight"), Slot::Weight(weight)));
-                list.extend(bias_o.as_mut().map(|bias_o| (name("bias"), Slot::Tensor(bias_o))));
-            }
-        }
-        list.push(("model.norm.weight".to_owned(), Slot::Tensor(&mut self.norm_d)));
-        list.extend(
-            self.head_v_d
-                .as_mut()
-                .map(|head_v_d| ("lm_head.weight".to_owned(), Slot::Table(head_v_d))),
-        );
-        list
-    }
-
-    /// Every linear layer of the blocks by the name of its module, `model.layers.0.self_attn.q_proj` and so on.
-    pub(crate) fn linears_mut(&mut self) -> Vec<(String, &mut Linear)> {
-        let mut list = Vec::new();
-        for (layer, block) in self.blocks.iter_mut().enumerate() {
-            let named = block.parts_mut().1.into_iter();
-            list.extend(named.map(|(part, linear)| (format!("model.layers.{layer}.{part}"), linear)));
-        }
-        list
-    }
-}
-
-/// Where a decoder holds one of its weights.
-enum Slot<'a> {
-    Tensor(&'a mut Tensor),
-    /// The matrix of a linear layer.
-    Weight(&'a mut Weight),
-    /// A matrix whose rows are looked up.
-    Table(&'a mut Weight),
-}
-
-impl Slot<'_> {
-    fn tensor(&self) -> Result<Tensor> {
-        match self {
-            Self::Tensor(tensor) => Ok((*tensor).clone()),
-            Self::Weight(weight) | Self::Table(weight) => Ok(weight.tensor()?),
-        }
-    }
-
-    fn set(self, new: Tensor) {
-        match self {
-            Self::Tensor(tensor) => *tensor = new,
-            Self::Weight(weight) | Self::Table(weight) => *weight = Weight::Tensor(new),
-        }
     }
 }

@@ -67,6 +67,7 @@ pub mod kv_pool;
 mod linear;
 pub mod lora;
 mod memory;
+mod parameters;
 pub mod parquet_file;
 mod python;
 mod queue;
