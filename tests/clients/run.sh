@@ -59,6 +59,8 @@ if npm_has ai@6.0.326 @ai-sdk/openai-compatible@2.0.92; then
   in_node ai_sdk_client.mjs
 fi
 if pip_has llm-comply==0.5.0; then
+  # It sets neither seed nor length, and a small model may talk until its context is full, in minutes: a small context.
+  serve smollm2-135m "$tools" --cache-tokens 1024
   # Not images, nor tools in responses, which are refused by name; nor effort and summaries of reasoning.
   both=error-handling,streaming-response,streaming-usage,system-prompt,multi-turn,basic-response
   comply openai-chat smollm2-135m "chat-${both//,/,chat-}"
