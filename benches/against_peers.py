@@ -64,6 +64,10 @@ def runners(arguments):
     works = arguments.work.split(",")
     for dtype in ("bf16", "f32"):
         yield f"saferl {dtype}", lambda d=dtype: saferl(arguments, arguments.model, d, works)
+    # Less memory for more time.
+    learning = [work for work in works if work in ("train", "step")]
+    if learning:
+        yield "saferl bf16, recomputing", lambda: saferl(arguments, arguments.model, "bf16", learning, ["--gradient-checkpointing"])
     # Integers in ours and in llama.cpp alike; the other types are read from the checkpoint.
     inference = [work for work in works if work in ("prefill", "decode")]
     for gguf in arguments.gguf:
@@ -82,9 +86,9 @@ def kind(gguf):
     return re.sub(r".*[.-]", "", os.path.basename(gguf).removesuffix(".gguf"))
 
 
-def saferl(arguments, model, dtype, works):
+def saferl(arguments, model, dtype, works, options=()):
     for work in works:
-        command = [arguments.saferl, "bench", work, "--model", model, "--dtype", dtype, "--json"]
+        command = [arguments.saferl, "bench", work, "--model", model, "--dtype", dtype, "--json", *options]
         command += ["--threads", str(arguments.threads), "--repeats", "1" if work in ("train", "step") else "3"]
         for line in output(command).splitlines():
             found = json.loads(line)

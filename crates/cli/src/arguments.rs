@@ -466,6 +466,9 @@ pub(crate) struct Bench {
     /// Of a step: train adapters of this rank in every block, and nothing else
     #[arg(long, value_name = "RANK")]
     pub(crate) lora: Option<usize>,
+    /// Of training and a step: keep each block's input alone and run it again for its gradients; less memory, more time
+    #[arg(long)]
+    pub(crate) gradient_checkpointing: bool,
     /// Number type of the matrix products: f32, bf16, or int8 (as llama.cpp has them)
     #[arg(long, value_enum, default_value_t = Precision::F32, hide_possible_values = true)]
     pub(crate) dtype: Precision,

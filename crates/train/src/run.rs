@@ -212,6 +212,8 @@ impl Trainer {
         let groups = judge_all(&recipe, judge, step, questions, completions)?;
         let judge_s = began.elapsed().as_secs_f64() - rollout_s;
 
+        // The sampler's own copy of the weights, in the order in which products read them, makes room for the update.
+        self.engine.set_decoder(self.decoder.clone())?;
         let lr = learning_rate(&recipe.optimizer, step, recipe.steps);
         let update = kernels::in_pool(|| self.update(step, lr, &groups))?;
         self.engine.set_decoder(self.decoder.frozen()?)?;

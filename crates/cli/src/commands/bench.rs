@@ -395,21 +395,17 @@ fn train(arguments: &Bench, device: &Device, show: Show<'_>) -> Result<()> {
         pack.advantages.push(1.0);
     }
     let mut updates = 0;
+    let activations = match arguments.gradient_checkpointing {
+        true => Activations::Recomputed,
+        false => Activations::Kept,
+    };
     let times = time(arguments.repeats, || {
         clock(device, || {
             updates += 1;
             kernels::in_pool(|| {
                 let mut gradients = Gradients::new(optimizer.parameters());
                 let loss = |log_probability_n: &Tensor| Ok(log_probability_n.mean_all()?.neg()?);
-                backpropagate(
-                    &decoder,
-                    &pack,
-                    None,
-                    1.0,
-                    Activations::Kept,
-                    loss,
-                    &mut gradients,
-                )?;
+                backpropagate(&decoder, &pack, None, 1.0, activations, loss, &mut gradients)?;
                 let sums = gradients.into_sums();
                 Ok(optimizer.update(&recipe, &sums, updates, 1e-6, 1.0)?)
             })
@@ -451,12 +447,13 @@ fn steps(
     let text = format!(
         "run = \"step\"\nruns_dir = {:?}\nmodel = {:?}\ndtype = {:?}\nsteps = {}\nmodes = [\"no-think\"]\n\
          [rollout]\nprompts = {PROMPTS}\ncompletions = {completions}\nmax_new_tokens = {NEW_TOKENS}\n\
-         [judge]\nguard = \"toy\"\nhelpfulness = \"toy\"\n[loss]\nkl = 0.0\n[update]\nminibatches = 1\n\
+         [judge]\nguard = \"toy\"\nhelpfulness = \"toy\"\n[loss]\nkl = 0.0\n[update]\nminibatches = 1\ngradient_checkpointing = {}\n\
          [optimizer]\nlearning_rate = 1e-6\n{lora}",
         folder.display().to_string(),
         arguments.model,
         arguments.dtype.name(),
         arguments.repeats + 1,
+        arguments.gradient_checkpointing,
     );
     let recipe = Recipe::parse(&text, "saferl bench step", &[])?;
     let source = resolve(&recipe.model)?;
