@@ -99,6 +99,7 @@ mod product;
 mod quantized;
 mod rotary;
 mod rows;
+mod single_row;
 mod slices;
 mod swiglu;
 

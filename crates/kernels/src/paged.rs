@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::attention::{Heads, ROWS, attend_dense};
 use crate::lanes;
 use crate::rows::Rows;
+use crate::single_row;
 use crate::slices::{distinct, fusible, read, slice, write};
 
 /// What one query row attends to: the first `len` slots of a list.
@@ -176,6 +177,14 @@ fn runs(rows: &[Context]) -> Vec<Range<usize>> {
     runs
 }
 
+/// What a task makes of the outputs of a run.
+enum Part<'a> {
+    /// All of its only row.
+    Row(&'a mut [f32]),
+    /// What one key/value head gives to each of its rows.
+    Group(usize, Vec<&'a mut [f32]>),
+}
+
 struct Paged<'a> {
     heads: Heads,
     rows: &'a [Context],
@@ -201,30 +210,37 @@ impl CustomOp3 for Paged<'_> {
         let mut out = vec![0.0; q.len()];
         let mut rest = out.as_mut_slice();
         let mut tasks = Vec::new();
-        for run in runs(self.rows) {
+        let runs = runs(self.rows);
+        // One row alone over few keys is the same work in fewer rounds where every key/value head is a task.
+        let short = runs.len() == 1 && self.rows[0].len < single_row::MANY;
+        for run in runs {
             let (block, behind) = rest.split_at_mut(run.len() * row);
             rest = behind;
-            let outs = heads.by_group(block);
-            tasks.extend(
-                outs.into_iter()
-                    .enumerate()
-                    .map(|(group, out)| (run.clone(), group, out)),
-            );
+            if run.len() == 1 && !short {
+                tasks.push((run, Part::Row(block)));
+            } else {
+                let outs = heads.by_group(block).into_iter().enumerate();
+                tasks.extend(outs.map(|(group, out)| (run.clone(), Part::Group(group, out))));
+            }
         }
         tasks
             .into_par_iter()
-            .for_each_init(Vec::new, |weights, (run, group, out)| {
+            .for_each_init(Vec::new, |weights, (run, part)| {
                 let last = &self.rows[run.end - 1];
-                lanes::run(Rows {
-                    heads,
-                    group,
-                    q: &q[run.start * row..run.end * row],
-                    k,
-                    v,
-                    places: &last.slots[..last.len],
-                    weights,
-                    out,
-                });
+                let (q, places) = (&q[run.start * row..run.end * row], &last.slots[..last.len]);
+                match part {
+                    Part::Row(out) => single_row::attend(heads, q, k, v, places, out),
+                    Part::Group(group, out) => lanes::run(Rows {
+                        heads,
+                        group,
+                        q,
+                        k,
+                        v,
+                        places,
+                        weights,
+                        out,
+                    }),
+                }
             });
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
@@ -286,6 +302,29 @@ mod tests {
                 &whole,
                 0.0,
             );
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_single_row_alone_has_the_bits_that_it_has_beside_others() -> Result<()> {
+        let slots: Arc<[u32]> = (0..1000).map(|n| n * 37 % 1001).collect();
+        for (heads, groups, width) in [(2, 2, 5), (8, 2, 36), (9, 3, 64), (16, 8, 128)] {
+            let (k, v) = (noise(2, &[1001, groups, width]), noise(3, &[1001, groups, width]));
+            for len in [5, single_row::MANY, 769, 1000] {
+                let rows = [context(&slots, len - 1), context(&slots, len)];
+                let q = noise(1, &[2, heads, width]);
+                let beside = attend_paged(&q, &k, &v, &rows)?.narrow(0, 1, 1)?;
+                let q = q.narrow(0, 1, 1)?;
+                assert_close(&attend_paged(&q, &k, &v, &rows[1..])?, &beside, 0.0);
+                let composed = attend_paged_composed(&q, &k, &v, &rows[1..])?;
+                assert_close(&composed, &beside, 2e-6);
+                // Beside a row of another sequence.
+                let other: Arc<[u32]> = [7, 3].into();
+                let rows = [rows[1].clone(), context(&other, 2)];
+                let both = attend_paged(&Tensor::cat(&[&q, &q], 0)?, &k, &v, &rows)?;
+                assert_close(&both.narrow(0, 0, 1)?, &beside, 0.0);
+            }
         }
         Ok(())
     }

@@ -3,13 +3,15 @@
 //! Training over packed sequences, reading a prompt in chunks and decoding a row at a time all come here, so that a
 //! row's result is the same to the last bit in all three.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use crate::attention::Heads;
 use crate::lanes;
 
 /// Queries that go over the keys together; also what three query heads to a key/value head make of one row.
-const QUERIES: usize = 3;
+pub(crate) const QUERIES: usize = 3;
 /// Keys whose scores are taken together.
 const KEYS: usize = 4;
 /// Vectors of values that are summed together.
@@ -28,16 +30,16 @@ pub(crate) struct Rows<'a> {
     pub(crate) places: &'a [u32],
     /// Room for the weights of some queries.
     pub(crate) weights: &'a mut Vec<f32>,
-    /// For each row the outputs of the query heads that share the key/value head.
+    /// For each row the outputs of the query heads that share the key/value head; zeros at first.
     pub(crate) out: Vec<&'a mut [f32]>,
 }
 
 /// One head of one row.
-struct Query<'a> {
-    q: &'a [f32],
-    out: &'a mut [f32],
+pub(crate) struct Query<'a> {
+    pub(crate) q: &'a [f32],
+    pub(crate) out: &'a mut [f32],
     /// How many keys it sees.
-    seen: usize,
+    pub(crate) seen: usize,
 }
 
 impl WithSimd for Rows<'_> {
@@ -46,15 +48,16 @@ impl WithSimd for Rows<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let (width, shared) = (self.heads.width, self.heads.shared());
-        let keys = Keys {
-            k: self.k,
-            v: self.v,
-            places: self.places,
-            stride: self.heads.key_row(),
-            offset: self.group * width,
-            width,
-        };
+        let columns = self.group * width..(self.group + 1) * width;
+        let keys = Keys::columns(self.heads, columns, [self.k, self.v], self.places);
         let rows = self.out.len();
+        if rows == 1 {
+            // The list of places is not known to the processor, which would fetch by itself what lies in a row.
+            for key in 0..self.places.len() {
+                ask(keys.key(key));
+                ask(keys.value(key));
+            }
+        }
         let mut queries = Vec::with_capacity(rows * shared);
         for (row, out) in self.out.into_iter().enumerate() {
             let q = &self.q[row * self.heads.query_row() + self.group * shared * width..][..shared * width];
@@ -76,8 +79,8 @@ impl WithSimd for Rows<'_> {
     }
 }
 
-/// One key/value head of the keys and values.
-struct Keys<'a> {
+/// One key/value head of the keys and values, or some of its columns.
+pub(crate) struct Keys<'a> {
     k: &'a [f32],
     v: &'a [f32],
     places: &'a [u32],
@@ -86,7 +89,25 @@ struct Keys<'a> {
     width: usize,
 }
 
-impl Keys<'_> {
+impl<'a> Keys<'a> {
+    /// Columns of a row of all key/value heads.
+    #[inline(always)]
+    pub(crate) fn columns(
+        heads: Heads,
+        columns: Range<usize>,
+        [k, v]: [&'a [f32]; 2],
+        places: &'a [u32],
+    ) -> Self {
+        Self {
+            k,
+            v,
+            places,
+            stride: heads.key_row(),
+            offset: columns.start,
+            width: columns.len(),
+        }
+    }
+
     #[inline(always)]
     fn key(&self, key: usize) -> &[f32] {
         &self.k[self.places[key] as usize * self.stride + self.offset..][..self.width]
@@ -112,22 +133,32 @@ fn attend<S: Simd, const R: usize>(
     for r in 0..R {
         q[r] = queries[r].q;
     }
-    let mut key = 0;
-    while key + KEYS <= count {
-        score::<S, R, KEYS>(simd, keys, key, q, scale, weights, count);
-        key += KEYS;
-    }
-    while key < count {
-        score::<S, R, 1>(simd, keys, key, q, scale, weights, count);
-        key += 1;
-    }
+    scores(simd, keys, q, scale, weights, count);
     for (query, weights) in queries.iter().zip(weights.chunks_exact_mut(count)) {
         let (seen, unseen) = weights.split_at_mut(query.seen);
-        let sum = lanes::exp_in_place(seen, lanes::max(seen));
-        lanes::scale(seen, 1.0 / sum);
+        soften(seen);
         // Adding nothing changes nothing, so the row does not notice keys that only its neighbours see.
         unseen.fill(0.0);
     }
+    sum::<S, R>(simd, keys, queries, weights, count);
+}
+
+/// Scores into weights.
+#[inline(always)]
+pub(crate) fn soften(scores: &mut [f32]) {
+    let sum = lanes::exp_in_place(scores, lanes::max(scores));
+    lanes::scale(scores, 1.0 / sum);
+}
+
+/// Adds the values, each by its weight, to the outputs.
+#[inline(always)]
+pub(crate) fn sum<S: Simd, const R: usize>(
+    simd: S,
+    keys: &Keys,
+    queries: &mut [Query],
+    weights: &[f32],
+    count: usize,
+) {
     let vectors = keys.width / S::F32_LANES;
     let mut vector = 0;
     while vector + VECTORS <= vectors {
@@ -140,12 +171,31 @@ fn attend<S: Simd, const R: usize>(
     }
     for column in vectors * S::F32_LANES..keys.width {
         for (query, weights) in queries.iter_mut().zip(weights.chunks_exact(count)) {
-            let products = weights
-                .iter()
-                .enumerate()
-                .map(|(key, weight)| weight * keys.value(key)[column]);
-            query.out[column] = products.sum();
+            for (key, weight) in weights.iter().enumerate() {
+                query.out[column] += weight * keys.value(key)[column];
+            }
         }
+    }
+}
+
+/// The scores of `count` keys.
+#[inline(always)]
+pub(crate) fn scores<S: Simd, const R: usize>(
+    simd: S,
+    keys: &Keys,
+    q: [&[f32]; R],
+    scale: f32,
+    weights: &mut [f32],
+    count: usize,
+) {
+    let mut key = 0;
+    while key + KEYS <= count {
+        score::<S, R, KEYS>(simd, keys, key, q, scale, weights, count);
+        key += KEYS;
+    }
+    while key < count {
+        score::<S, R, 1>(simd, keys, key, q, scale, weights, count);
+        key += 1;
     }
 }
 
@@ -172,7 +222,7 @@ fn score<S: Simd, const R: usize, const C: usize>(
     }
 }
 
-/// `C` vectors of the outputs, from vector `vector` on: the sums of weights by values, key after key.
+/// Adds values by weights, key after key, to `C` vectors of the outputs, from vector `vector` on.
 #[inline(always)]
 fn sum_values<S: Simd, const R: usize, const C: usize>(
     simd: S,
@@ -188,6 +238,9 @@ fn sum_values<S: Simd, const R: usize, const C: usize>(
         rows[r] = &weights[r * count..][..count];
     }
     let mut sums = [[simd.splat_f32s(0.0); C]; R];
+    for r in 0..R {
+        sums[r].copy_from_slice(&S::as_simd_f32s(&queries[r].out[columns.clone()]).0[..C]);
+    }
     for key in 0..count {
         let values = &S::as_simd_f32s(&keys.value(key)[columns.clone()]).0[..C];
         for r in 0..R {
@@ -240,4 +293,24 @@ fn dots<S: Simd, const R: usize, const C: usize>(
         }
     }
     totals
+}
+
+/// Numbers of a line of the caches.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 16;
+
+/// Asks for numbers to be brought into the second cache.
+#[inline(always)]
+pub(crate) fn ask(numbers: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in numbers.chunks(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint; nothing is read, and the address is that of numbers that are there. Every x86-64 processor has it.
+        #[allow(unsafe_code)]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = numbers;
 }
