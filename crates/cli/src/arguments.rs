@@ -460,6 +460,9 @@ pub(crate) struct Bench {
     /// commas
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(crate) sizes: Vec<usize>,
+    /// Of decoding: tokens of the prompt that it goes on from [default: a short question]
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<usize>,
     /// How often each is timed
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) repeats: usize,

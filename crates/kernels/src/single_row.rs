@@ -36,7 +36,7 @@ pub(crate) fn attend(heads: Heads, q: &[f32], k: &[f32], v: &[f32], places: &[u3
             q,
             k,
             places,
-            scores: &mut scores,
+            out: &mut scores,
         });
         scores
     };
@@ -98,7 +98,7 @@ struct Scores<'a> {
     q: &'a [f32],
     k: &'a [f32],
     places: &'a [u32],
-    scores: &'a mut [f32],
+    out: &'a mut [f32],
 }
 
 impl WithSimd for Scores<'_> {
@@ -107,7 +107,7 @@ impl WithSimd for Scores<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let (width, shared, scale) = (self.heads.width, self.heads.shared(), self.heads.scale());
-        let close = self.scores.chunks_mut(CLOSE * self.heads.query);
+        let close = self.out.chunks_mut(CLOSE * self.heads.query);
         for (chunk, (places, out)) in self.places.chunks(CLOSE).zip(close).enumerate() {
             let count = places.len();
             ask_ahead(self.heads, self.k, self.places, chunk, 0..self.heads.key_row());

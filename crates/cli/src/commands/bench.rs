@@ -335,7 +335,10 @@ fn decode(arguments: &Bench, device: &Device, show: Show<'_>) -> Result<()> {
     let messages = [Message::user(
         "Write a long story about a lighthouse and its keeper.",
     )];
-    let prompt = tokenizer.prompt(&messages, Mode::NoThink)?;
+    let mut prompt = tokenizer.prompt(&messages, Mode::NoThink)?;
+    if let Some(tokens) = arguments.context {
+        prompt.ids = ids(decoder.config.vocabulary, tokens.max(1), 0);
+    }
     let sampling = Sampling {
         max_new_tokens: NEW_TOKENS,
         temperature: 0.6,
@@ -362,8 +365,9 @@ fn decode(arguments: &Bench, device: &Device, show: Show<'_>) -> Result<()> {
             tokens = engine.metrics().tokens - first;
             Ok(seconds)
         })?;
+        let after = arguments.context.map(|tokens| format!(" after {tokens} tokens"));
         let task = Task {
-            size: format!("batch {batch}"),
+            size: format!("batch {batch}{}", after.unwrap_or_default()),
             tokens: tokens as f64,
             operations: 2.0 * (tokens * decoder.matrix_numbers()) as f64,
             bytes: decoder.matrix_bytes() as f64 * tokens as f64 / batch as f64,
