@@ -24,7 +24,7 @@
 //!
 //! `ceiling.rs` measures what the machine gives. `process.rs` has [`in_pool`], in which a pass of many operations belongs, and
 //! [`keep_memory`] for programs that train; `device.rs` has [`Place`], a device by name, and [`fuses`], which says where the
-//! fused forms run. Nine more files serve them: `rows.rs` (one row's attention), `lanes.rs`
+//! fused forms run. Ten more files serve them: `rows.rs` (attention of neighbouring rows), `single_row.rs` (of one alone), `lanes.rs`
 //! (loops for vector instructions), `matmul.rs` (products inside a task), `pairs.rs`, `amx.rs` and `avx512bf16.rs` (bf16
 //! numbers two by two, and the instructions that multiply them), `avx512vnni.rs` (that for integers), `avx512.rs` (what these
 //! share) and `slices.rs` (tensors as slices, work over threads). Results are the same bits on any number of threads.

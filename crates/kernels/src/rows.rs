@@ -49,13 +49,14 @@ impl WithSimd for Rows<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let (width, shared) = (self.heads.width, self.heads.shared());
         let columns = self.group * width..(self.group + 1) * width;
-        let keys = Keys::columns(self.heads, columns, [self.k, self.v], self.places);
+        let keys = Picked::new(self.heads, columns.clone(), self.k, self.places);
+        let values = Picked::new(self.heads, columns, self.v, self.places);
         let rows = self.out.len();
         if rows == 1 {
             // The list of places is not known to the processor, which would fetch by itself what lies in a row.
             for key in 0..self.places.len() {
-                ask(keys.key(key));
-                ask(keys.value(key));
+                ask(keys.row(key));
+                ask(values.row(key));
             }
         }
         let mut queries = Vec::with_capacity(rows * shared);
@@ -71,36 +72,29 @@ impl WithSimd for Rows<'_> {
         }
         for queries in queries.chunks_mut(QUERIES) {
             match queries.len() {
-                3 => attend::<S, 3>(simd, &keys, queries, self.heads.scale(), self.weights),
-                2 => attend::<S, 2>(simd, &keys, queries, self.heads.scale(), self.weights),
-                _ => attend::<S, 1>(simd, &keys, queries, self.heads.scale(), self.weights),
+                3 => attend::<S, 3>(simd, [&keys, &values], queries, self.heads.scale(), self.weights),
+                2 => attend::<S, 2>(simd, [&keys, &values], queries, self.heads.scale(), self.weights),
+                _ => attend::<S, 1>(simd, [&keys, &values], queries, self.heads.scale(), self.weights),
             }
         }
     }
 }
 
-/// One key/value head of the keys and values, or some of its columns.
-pub(crate) struct Keys<'a> {
-    k: &'a [f32],
-    v: &'a [f32],
+/// Some columns, such as those of one key/value head, of the keys or values that a list names.
+pub(crate) struct Picked<'a> {
+    numbers: &'a [f32],
     places: &'a [u32],
     stride: usize,
     offset: usize,
     width: usize,
 }
 
-impl<'a> Keys<'a> {
+impl<'a> Picked<'a> {
     /// Columns of a row of all key/value heads.
     #[inline(always)]
-    pub(crate) fn columns(
-        heads: Heads,
-        columns: Range<usize>,
-        [k, v]: [&'a [f32]; 2],
-        places: &'a [u32],
-    ) -> Self {
+    pub(crate) fn new(heads: Heads, columns: Range<usize>, numbers: &'a [f32], places: &'a [u32]) -> Self {
         Self {
-            k,
-            v,
+            numbers,
             places,
             stride: heads.key_row(),
             offset: columns.start,
@@ -109,20 +103,15 @@ impl<'a> Keys<'a> {
     }
 
     #[inline(always)]
-    fn key(&self, key: usize) -> &[f32] {
-        &self.k[self.places[key] as usize * self.stride + self.offset..][..self.width]
-    }
-
-    #[inline(always)]
-    fn value(&self, key: usize) -> &[f32] {
-        &self.v[self.places[key] as usize * self.stride + self.offset..][..self.width]
+    fn row(&self, key: usize) -> &[f32] {
+        &self.numbers[self.places[key] as usize * self.stride + self.offset..][..self.width]
     }
 }
 
 #[inline(always)]
 fn attend<S: Simd, const R: usize>(
     simd: S,
-    keys: &Keys,
+    [keys, values]: [&Picked; 2],
     queries: &mut [Query],
     scale: f32,
     weights: &mut Vec<f32>,
@@ -140,7 +129,7 @@ fn attend<S: Simd, const R: usize>(
         // Adding nothing changes nothing, so the row does not notice keys that only its neighbours see.
         unseen.fill(0.0);
     }
-    sum::<S, R>(simd, keys, queries, weights, count);
+    sum::<S, R>(simd, values, queries, weights, count);
 }
 
 /// Scores into weights.
@@ -154,25 +143,25 @@ pub(crate) fn soften(scores: &mut [f32]) {
 #[inline(always)]
 pub(crate) fn sum<S: Simd, const R: usize>(
     simd: S,
-    keys: &Keys,
+    values: &Picked,
     queries: &mut [Query],
     weights: &[f32],
     count: usize,
 ) {
-    let vectors = keys.width / S::F32_LANES;
+    let vectors = values.width / S::F32_LANES;
     let mut vector = 0;
     while vector + VECTORS <= vectors {
-        sum_values::<S, R, VECTORS>(simd, keys, vector, queries, weights, count);
+        sum_values::<S, R, VECTORS>(simd, values, vector, queries, weights, count);
         vector += VECTORS;
     }
     while vector < vectors {
-        sum_values::<S, R, 1>(simd, keys, vector, queries, weights, count);
+        sum_values::<S, R, 1>(simd, values, vector, queries, weights, count);
         vector += 1;
     }
-    for column in vectors * S::F32_LANES..keys.width {
+    for column in vectors * S::F32_LANES..values.width {
         for (query, weights) in queries.iter_mut().zip(weights.chunks_exact(count)) {
             for (key, weight) in weights.iter().enumerate() {
-                query.out[column] += weight * keys.value(key)[column];
+                query.out[column] += weight * values.row(key)[column];
             }
         }
     }
@@ -182,7 +171,7 @@ pub(crate) fn sum<S: Simd, const R: usize>(
 #[inline(always)]
 pub(crate) fn scores<S: Simd, const R: usize>(
     simd: S,
-    keys: &Keys,
+    keys: &Picked,
     q: [&[f32]; R],
     scale: f32,
     weights: &mut [f32],
@@ -203,7 +192,7 @@ pub(crate) fn scores<S: Simd, const R: usize>(
 #[inline(always)]
 fn score<S: Simd, const R: usize, const C: usize>(
     simd: S,
-    keys: &Keys,
+    keys: &Picked,
     key: usize,
     q: [&[f32]; R],
     scale: f32,
@@ -212,7 +201,7 @@ fn score<S: Simd, const R: usize, const C: usize>(
 ) {
     let mut k: [&[f32]; C] = [&[]; C];
     for c in 0..C {
-        k[c] = keys.key(key + c);
+        k[c] = keys.row(key + c);
     }
     let scores = dots(simd, q, k);
     for r in 0..R {
@@ -226,7 +215,7 @@ fn score<S: Simd, const R: usize, const C: usize>(
 #[inline(always)]
 fn sum_values<S: Simd, const R: usize, const C: usize>(
     simd: S,
-    keys: &Keys,
+    values: &Picked,
     vector: usize,
     queries: &mut [Query],
     weights: &[f32],
@@ -242,11 +231,11 @@ fn sum_values<S: Simd, const R: usize, const C: usize>(
         sums[r].copy_from_slice(&S::as_simd_f32s(&queries[r].out[columns.clone()]).0[..C]);
     }
     for key in 0..count {
-        let values = &S::as_simd_f32s(&keys.value(key)[columns.clone()]).0[..C];
+        let row = &S::as_simd_f32s(&values.row(key)[columns.clone()]).0[..C];
         for r in 0..R {
             let weight = simd.splat_f32s(rows[r][key]);
             for c in 0..C {
-                sums[r][c] = simd.mul_add_e_f32s(weight, values[c], sums[r][c]);
+                sums[r][c] = simd.mul_add_e_f32s(weight, row[c], sums[r][c]);
             }
         }
     }

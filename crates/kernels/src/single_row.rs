@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::attention::Heads;
 use crate::lanes;
-use crate::rows::{Keys, QUERIES, Query, ask, scores, soften, sum};
+use crate::rows::{Picked, QUERIES, Query, ask, scores, soften, sum};
 
 /// Keys from which on a row that is alone is worth three rounds of tasks instead of one.
 pub(crate) const MANY: usize = 384;
@@ -114,7 +114,7 @@ impl WithSimd for Scores<'_> {
             let of_groups = self.q.chunks(shared * width).zip(out.chunks_mut(shared * count));
             for (group, (q, out)) in of_groups.enumerate() {
                 let columns = group * width..(group + 1) * width;
-                let keys = Keys::columns(self.heads, columns, [self.k, self.k], places);
+                let keys = Picked::new(self.heads, columns, self.k, places);
                 for (q, out) in q.chunks(QUERIES * width).zip(out.chunks_mut(QUERIES * count)) {
                     let part = |r: usize| &q[r * width..][..width];
                     match q.len() / width {
@@ -166,7 +166,7 @@ impl WithSimd for Sums<'_, '_> {
             ask_ahead(self.heads, self.v, self.places, chunk, read.clone());
             for Part { columns, out } in &mut *self.parts {
                 let first = columns.start / self.heads.width * shared;
-                let keys = Keys::columns(self.heads, columns.clone(), [self.v, self.v], places);
+                let values = Picked::new(self.heads, columns.clone(), self.v, places);
                 close.clear();
                 for weights in self.weights.chunks_exact(all).skip(first).take(shared) {
                     close.extend_from_slice(&weights[chunk * CLOSE..][..count]);
@@ -179,9 +179,9 @@ impl WithSimd for Sums<'_, '_> {
                 let mut queries: Vec<_> = out.iter_mut().map(|out| query(&mut **out)).collect();
                 for (queries, weights) in queries.chunks_mut(QUERIES).zip(close.chunks(QUERIES * count)) {
                     match queries.len() {
-                        3 => sum::<S, 3>(simd, &keys, queries, weights, count),
-                        2 => sum::<S, 2>(simd, &keys, queries, weights, count),
-                        _ => sum::<S, 1>(simd, &keys, queries, weights, count),
+                        3 => sum::<S, 3>(simd, &values, queries, weights, count),
+                        2 => sum::<S, 2>(simd, &values, queries, weights, count),
+                        _ => sum::<S, 1>(simd, &values, queries, weights, count),
                     }
                 }
             }

@@ -126,6 +126,17 @@ pub enum Activations {
     Recomputed,
 }
 
+impl Activations {
+    /// By `update.gradient_checkpointing`.
+    pub fn checkpointed(checkpointing: bool) -> Self {
+        if checkpointing {
+            Self::Recomputed
+        } else {
+            Self::Kept
+        }
+    }
+}
+
 /// Differentiates `loss`, a scalar of the pack's log-probabilities, and adds to the gradients.
 pub fn backpropagate(
     decoder: &Decoder,

@@ -311,10 +311,7 @@ impl Trainer {
                     updates.statistics.add(&statistics);
                     Ok(loss)
                 };
-                let activations = match recipe.update.gradient_checkpointing {
-                    true => Activations::Recomputed,
-                    false => Activations::Kept,
-                };
+                let activations = Activations::checkpointed(recipe.update.gradient_checkpointing);
                 let decoder = &self.decoder;
                 backpropagate(
                     decoder,

@@ -399,10 +399,7 @@ fn train(arguments: &Bench, device: &Device, show: Show<'_>) -> Result<()> {
         pack.advantages.push(1.0);
     }
     let mut updates = 0;
-    let activations = match arguments.gradient_checkpointing {
-        true => Activations::Recomputed,
-        false => Activations::Kept,
-    };
+    let activations = Activations::checkpointed(arguments.gradient_checkpointing);
     let times = time(arguments.repeats, || {
         clock(device, || {
             updates += 1;
