@@ -38,7 +38,7 @@ npm_has() {
 }
 # Modules are looked for beside the script that imports them.
 in_node() { cp "$1" "$folder" && node "$folder/$1" "$url/v1"; }
-comply() { "$bin/llm-comply" --base-url "$url/v1" --api-key none --format "$1" --model "$2" --filter "$3"; }
+comply() { "$bin/python" comply.py --base-url "$url/v1" --api-key none --format "$1" --model "$2" --filter "$3"; }
 
 # smollm2-135m with a template that knows tools, which its own does not.
 tools=$folder/smollm2-tools
@@ -59,7 +59,7 @@ if npm_has ai@6.0.326 @ai-sdk/openai-compatible@2.0.92; then
   in_node ai_sdk_client.mjs
 fi
 if pip_has llm-comply==0.5.0; then
-  # It sets neither seed nor length, and a small model may talk until its context is full, in minutes: a small context.
+  # A small model may talk until its context is full, which takes minutes: a small context.
   serve smollm2-135m "$tools" --cache-tokens 1024
   # Not images, nor tools in responses, which are refused by name; nor effort and summaries of reasoning.
   both=error-handling,streaming-response,streaming-usage,system-prompt,multi-turn,basic-response

@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::thinking::{ToolCall, only};
 
+/// What may stand between two parts of a JSON value.
+const BLANK: &str = r"\x20|\x0D?\x0A[\x20\x09]{0,40}";
+
 /// Makes grammars for one tokenizer. The tree of its tokens is built when the first is asked for.
 #[derive(Clone, Default)]
 pub struct Grammars(Arc<OnceLock<std::result::Result<ParserFactory, String>>>);
@@ -20,9 +23,12 @@ pub struct Grammars(Arc<OnceLock<std::result::Result<ParserFactory, String>>>);
 impl Grammars {
     /// What holds content to a JSON schema, given as `field` of a request.
     ///
+    /// Small models seldom find an end to what has none: blank space is a space, or a line's end and its indent, and an
+    /// object that lists its properties has no others unless the schema says so.
+    ///
     /// # Errors
     /// A schema that cannot be followed, or a tokenizer whose tokens have no bytes of their own.
-    pub fn json(&self, field: &str, schema: Value, tokenizer: &Tokenizer) -> Result<Box<dyn Constraint>> {
+    pub fn json(&self, field: &str, mut schema: Value, tokenizer: &Tokenizer) -> Result<Box<dyn Constraint>> {
         let refuse = |what: String| Error::field(field, what);
         let factory = self
             .0
@@ -30,6 +36,13 @@ impl Grammars {
         let factory = factory
             .as_ref()
             .map_err(|what| refuse(format!("not supported: {what}")))?;
+        if !combines(&schema) {
+            close(&mut schema);
+        }
+        if let Value::Object(schema) = &mut schema {
+            // llguidance's own word for its options.
+            schema.insert("x-guidance".into(), json!({"whitespace_pattern": BLANK}));
+        }
         let parser = factory.create_parser(TopLevelGrammar::from_json_schema(schema));
         let parser = parser.map_err(|error| refuse(first_line(&error.to_string())))?;
         let end = tokenizer.end_ids().last().copied().unwrap_or_default();
@@ -64,6 +77,66 @@ impl Grammars {
         let opening = tokenizer.encode_control("<tool_call>\n")?;
         let closing = tokenizer.encode_control("\n</tool_call>")?;
         Ok(Box::new(ToolCall::new(opening, grammar, closing, end)))
+    }
+}
+
+/// The words by which an object may ask for properties that it does not list.
+const OPEN: [&str; 9] = [
+    "additionalProperties",
+    "unevaluatedProperties",
+    "patternProperties",
+    "propertyNames",
+    "minProperties",
+    "anyOf",
+    "oneOf",
+    "dependentRequired",
+    "dependentSchemas",
+];
+
+/// Takes from each object that lists its properties what it does not list.
+fn close(schema: &mut Value) {
+    let Value::Object(schema) = schema else {
+        return;
+    };
+    let listed = schema.get("properties").and_then(Value::as_object).cloned();
+    for (key, part) in schema.iter_mut() {
+        match (key.as_str(), part) {
+            ("properties" | "$defs" | "definitions", Value::Object(parts)) => {
+                parts.values_mut().for_each(close);
+            }
+            ("anyOf" | "oneOf", Value::Array(parts)) if listed.is_none() => {
+                parts.iter_mut().for_each(close);
+            }
+            ("items", part) => close(part),
+            _ => {}
+        }
+    }
+    let Some(listed) = listed else {
+        return;
+    };
+    let required = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let all_listed = required
+        .filter_map(Value::as_str)
+        .all(|name| listed.contains_key(name));
+    if all_listed && !OPEN.iter().any(|&key| schema.contains_key(key)) {
+        schema.insert("additionalProperties".into(), Value::Bool(false));
+    }
+}
+
+/// Whether an object anywhere is put together of several schemas, each of which would forbid the others' properties.
+fn combines(schema: &Value) -> bool {
+    match schema {
+        Value::Object(schema) => {
+            ["allOf", "if", "not"].iter().any(|&key| schema.contains_key(key))
+                || (schema.contains_key("$ref") && schema.contains_key("properties"))
+                || schema.values().any(combines)
+        }
+        Value::Array(parts) => parts.iter().any(combines),
+        _ => false,
     }
 }
 
@@ -152,7 +225,7 @@ mod tests {
                     .is_some_and(|word| word >> (id % 32) & 1 == 1)
             };
             let wished = wish.next().map(u32::from).filter(|&id| allows(id));
-            // Anything but blank space, which a schema lets go on for ever.
+            // Anything but blank space.
             let other = || (33..320).chain(0..33).find(|&id| allows(id));
             let id = wished.or_else(other).unwrap();
             if tokenizer.end_ids().contains(&id) {
@@ -181,6 +254,57 @@ mod tests {
             write(schema, r#"{"safe": true, "kind": "b"}"#),
             r#"{"safe": true, "kind": "b"}"#
         );
+    }
+
+    #[test]
+    fn blank_space_ends() {
+        let schema = || json!({"type": "object", "properties": {"safe": {"const": 1}}, "required": ["safe"]});
+        let indented = "{\n    \"safe\": 1\n}";
+        assert_eq!(write(schema(), indented), indented);
+        for blank in [" ", "\n", "\n "] {
+            let text = write(schema(), &format!("{{{}", blank.repeat(199)));
+            let value: Value = serde_json::from_str(&text).unwrap();
+            assert!(value == json!({"safe": 1}) && text.len() < 200, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_object_has_what_its_schema_lists() {
+        let place =
+            || json!({"type": "object", "properties": {"city": {"const": "Rome"}}, "required": ["city"]});
+        let closed = r#"{"city":"Rome"}"#;
+        let more = r#"{"city":"Rome","more":{}}"#;
+        assert_eq!(write(place(), more), closed);
+        assert_eq!(write(json!({"anyOf": [place(), {"type": "null"}]}), more), closed);
+        assert_eq!(
+            write(
+                json!({"$defs": {"place": place()}, "$ref": "#/$defs/place"}),
+                more
+            ),
+            closed
+        );
+        assert_eq!(
+            write(
+                json!({"type": "array", "items": place(), "maxItems": 1}),
+                &format!("[{more}]")
+            ),
+            format!("[{closed}]")
+        );
+
+        let mut open = place();
+        open["additionalProperties"] = json!(true);
+        assert_eq!(write(open, more), more);
+        assert_eq!(write(json!({"type": "object"}), more), more);
+        // Each of these asks for properties that one of its parts does not list.
+        let named = json!({"type": "object", "properties": {"name": {"const": 1}}, "required": ["name"]});
+        let both = r#"{"city":"Rome","name":1}"#;
+        assert_eq!(write(json!({"allOf": [place(), named]}), both), both);
+        let mut unlisted = place();
+        unlisted["required"] = json!(["city", "name"]);
+        assert_eq!(write(unlisted, both), both);
+        let mut least = place();
+        least["minProperties"] = json!(2);
+        assert_eq!(write(least, more), more);
     }
 
     #[test]
