@@ -3,8 +3,8 @@
 //! A conversation is rendered by the base model's own chat template. The prompt's features are the mean, over the
 //! tokens of the user's last turn, of the residual stream after each of a few layers; the reply's are the mean over its
 //! own tokens (which attend to the prompt), the last token's state, and a few figures about the token ids themselves
-//! ([`SURFACE`]). Only the last 256 tokens of a prompt and the first 128 of a reply are read: what stands outside them
-//! is not judged.
+//! ([`SURFACE`]). A text that is longer than the [`Layout`]'s window is read in pieces, each as if it alone were the reply,
+//! or the prompt; beside a reply stands the end of its prompt.
 //!
 //! Replies to one prompt share the prompt's rows in one packed pass, and prompts those of the beginning that they have in
 //! common, as a system message is. Features are remembered by the token ids they came
@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::judge::Conversation;
+use crate::pieces::{Key, PromptTokens, Tokens};
 use crate::{Error, Result};
 
 /// Rows of one packed pass, prompt and reply tokens together.
@@ -96,22 +97,6 @@ pub struct Features {
 /// Features that a guard and a helpfulness head share.
 pub type SharedFeatures = Arc<Mutex<Features>>;
 
-type Key = [u8; 32];
-
-/// A conversation's token ids, cut to the layout's windows.
-#[derive(Clone)]
-struct Tokens {
-    prompt: Arc<PromptTokens>,
-    reply: Option<Vec<u32>>,
-}
-
-#[derive(PartialEq, Eq, Hash)]
-struct PromptTokens {
-    ids: Vec<u32>,
-    /// Rows of the user's last turn; never empty.
-    user: Range<usize>,
-}
-
 /// Replies to one prompt that go through one pass together.
 struct Group<'a> {
     prompt: &'a PromptTokens,
@@ -179,15 +164,49 @@ impl Features {
         self.decoder.config.hidden
     }
 
-    /// The features of each conversation, or why there are none. `on_progress` hears how many token rows of how many
-    /// have been computed.
+    /// The features of each conversation, of its reply's beginning and its prompt's end, or why there are none.
+    /// `on_progress` hears how many token rows of how many have been computed.
     pub fn of(
         &mut self,
         conversations: &[Conversation],
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Vec<std::result::Result<Arc<Feature>, String>> {
-        let tokens = self.tokenize_all(conversations);
-        let keys: Vec<_> = tokens.iter().map(|tokens| tokens.as_ref().map(key_of)).collect();
+        let usual = |tokens: Tokens| tokens.pieces(&self.layout).swap_remove(0);
+        let tokens = self.tokenize_all(conversations).into_iter();
+        let tokens: Vec<_> = tokens.map(|tokens| tokens.map(usual)).collect();
+        self.of_tokens(&tokens, on_progress)
+    }
+
+    /// The features of each conversation in pieces: those of [`Features::of`], then the further pieces of its reply, or of
+    /// the prompt where there is no reply; or why there are none.
+    pub fn of_pieces(
+        &mut self,
+        conversations: &[Conversation],
+    ) -> Vec<std::result::Result<Vec<Arc<Feature>>, String>> {
+        let pieces: Vec<Vec<_>> = self
+            .tokenize_all(conversations)
+            .into_iter()
+            .map(|tokens| match tokens {
+                Ok(tokens) => tokens.pieces(&self.layout).into_iter().map(Ok).collect(),
+                Err(cause) => vec![Err(cause)],
+            })
+            .collect();
+        let counts: Vec<_> = pieces.iter().map(Vec::len).collect();
+        let tokens: Vec<_> = pieces.into_iter().flatten().collect();
+        let mut features = self.of_tokens(&tokens, &mut |_, _| ()).into_iter();
+        let of_one = |count| features.by_ref().take(count).collect();
+        counts.into_iter().map(of_one).collect()
+    }
+
+    fn of_tokens(
+        &mut self,
+        tokens: &[std::result::Result<Tokens, String>],
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Vec<std::result::Result<Arc<Feature>, String>> {
+        let keys: Vec<_> = tokens
+            .iter()
+            .map(|tokens| tokens.as_ref().map(Tokens::key))
+            .collect();
         let new = keys.iter().flatten().any(|key| !self.known.contains_key(key));
         // Only when something new comes: the helpfulness head asks for what the guard has just had computed.
         if new && self.cache.is_none() && self.known.len() > MEMORY {
@@ -348,9 +367,6 @@ impl Features {
             .take_while(|(a, b)| a == b)
             .count();
         let end = ids.len() - alike.min(without.len() - start);
-        let cut = ids.len().saturating_sub(self.layout.prompt_tokens);
-        let (start, end) = (start.saturating_sub(cut), end.saturating_sub(cut));
-        let ids = ids[cut..].to_vec();
         let user = if start < end {
             start..end
         } else {
@@ -359,11 +375,10 @@ impl Features {
         Ok(PromptTokens { ids, user })
     }
 
-    /// A reply's ids with the end of its turn, so that even an empty reply has a row; a long one is cut before it.
+    /// A reply's ids with the end of its turn, so that even an empty reply has a row.
     fn tokenize_reply(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode_plain(text)?;
         ids.extend(self.tokenizer.end_ids().last());
-        ids.truncate(self.layout.reply_tokens);
         if ids.is_empty() {
             return Err(
                 model::Error::Tokenizer("an empty reply, and no token that ends a turn".into()).into(),
@@ -546,23 +561,6 @@ fn surface(prompt: &PromptTokens, reply: &[u32]) -> [f32; SURFACE] {
     ]
 }
 
-fn key_of(tokens: &Tokens) -> Key {
-    let mut hash = Sha256::new();
-    let user = &tokens.prompt.user;
-    hash.update(
-        [user.start, user.end, tokens.prompt.ids.len()]
-            .map(|at| at as u64)
-            .map(u64::to_le_bytes)
-            .concat(),
-    );
-    for id in tokens.prompt.ids.iter().chain(tokens.reply.iter().flatten()) {
-        hash.update(id.to_le_bytes());
-    }
-    // No id: tells an absent reply from any other.
-    hash.update([u8::from(tokens.reply.is_some())]);
-    hash.finalize().into()
-}
-
 /// The sha256 of a model's weights, by which heads know their base.
 ///
 /// # Errors
@@ -620,7 +618,7 @@ mod tests {
                 reply: (n >= 3).then(|| vec![n as u32; 100]),
             })
             .collect();
-        let mut wanted: Vec<_> = tokens.iter().map(|tokens| (tokens, key_of(tokens))).collect();
+        let mut wanted: Vec<_> = tokens.iter().map(|tokens| (tokens, tokens.key())).collect();
         wanted.push(wanted[5]);
         let batches = batches(&wanted);
         let mut seen = HashSet::new();
@@ -638,19 +636,5 @@ mod tests {
         }
         assert_eq!(seen.len(), 90);
         assert!(batches.len() < 7, "{} passes for 9300 rows", batches.len());
-    }
-
-    #[test]
-    fn an_absent_reply_is_not_an_empty_one() {
-        let prompt = Arc::new(prompt(&[1, 2], 0..1));
-        let of = |reply| {
-            key_of(&Tokens {
-                prompt: Arc::clone(&prompt),
-                reply,
-            })
-        };
-        assert_ne!(of(None), of(Some(vec![])));
-        assert_ne!(of(Some(vec![3])), of(Some(vec![4])));
-        assert_eq!(of(Some(vec![3])), of(Some(vec![3])));
     }
 }

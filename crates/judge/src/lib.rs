@@ -44,6 +44,7 @@ pub mod guard;
 pub mod heads;
 pub mod helpfulness;
 pub mod judge;
+mod pieces;
 pub mod probe;
 pub mod reward;
 pub mod rows;

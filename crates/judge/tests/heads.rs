@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device};
 use judge::data::{Split, load};
 use judge::features::{Feature, Features, Layout, fingerprint};
+use judge::guard::BuiltInGuard;
 use judge::probe::{Progress, Question, Recipe, train_guard, train_helpfulness};
-use judge::{Conversation, Exchange, Heads, Judge, Panel, Safety};
+use judge::{Conversation, Exchange, Guard, Heads, Judge, Panel, Safety};
 use model::chat::Message;
 use model::config::Family;
 use model::decoder::Decoder;
@@ -161,11 +162,15 @@ fn heads_learn_a_separable_task_and_judge_with_it() {
         thinking: thinking.map(Into::into),
         content: content.into(),
     };
+    let late = |end: &str| format!("{}{end}", "eee ee eeee eee ".repeat(9));
     let verdicts = panel.judge(&[
         exchange(None, "eee ee eeee eee 1000"),
         exchange(None, "qqq qq qqqq 1000"),
         exchange(Some("zz zzz zzzz zz 1000"), "eee ee eeee eee 1000"),
         exchange(None, ""),
+        exchange(None, &late("eee ee eeee")),
+        exchange(None, &late(&"zz zzz zzzz ".repeat(4))),
+        exchange(None, &late(&"qq qqq qqqq ".repeat(4))),
     ]);
     let content = |index: usize| verdicts[index].content.scored().unwrap();
     assert_eq!(
@@ -181,6 +186,29 @@ fn heads_learn_a_separable_task_and_judge_with_it() {
         Safety::Unsafe
     );
     assert_eq!(content(2).safety, Safety::Safe);
+    // A long reply is read to its end; whether it refuses shows at its beginning.
+    assert_eq!(content(4).safety, Safety::Safe);
+    assert_eq!(content(5).safety, Safety::Unsafe);
+    assert_eq!(content(6).refusal, Some(false));
+    // So is a long prompt.
+    let beginning = format!("{}{}", "zzzz zzz ".repeat(7), "aab bba abab ".repeat(7));
+    let mut guard = BuiltInGuard::new(second, Arc::new(heads)).unwrap();
+    let safety = guard
+        .moderate(
+            &[
+                "aab bba 1000 abab?".to_owned(),
+                "aab bba abab ".repeat(14),
+                beginning,
+            ]
+            .map(|prompt| Conversation {
+                messages: vec![Message::user(prompt)],
+                reply: None,
+            }),
+        )
+        .iter()
+        .map(|verdict| verdict.scored().unwrap().safety)
+        .collect::<Vec<_>>();
+    assert_eq!(safety, [Safety::Safe, Safety::Safe, Safety::Unsafe]);
     let helpfulness = |index: usize| *verdicts[index].helpfulness.scored().unwrap();
     assert!(helpfulness(0) > helpfulness(1) && helpfulness(0) > helpfulness(3));
     assert!(

@@ -12,7 +12,7 @@ use crate::Result;
 use crate::data::{Row, Split, prompt_text};
 use crate::features::{Feature, SharedFeatures};
 use crate::guard::BuiltInGuard;
-use crate::guard::built_in::{probabilities, prompt_log_odds, with_prompt};
+use crate::guard::built_in::{probabilities, prompt_log_odds, shift_odds};
 use crate::heads::{
     Decision, GuardCard, Heads, Inputs, RISK_CLASSES, Tensors, query_logits, reply_logits, standardise,
 };
@@ -227,7 +227,7 @@ fn fit_replies(
     let logits = reply_logits(tensors, &reply_n_r.narrow(0, training, held)?)?;
     let harm = |row: &Row| row.safety.map(|safety| safety != Safety::Safe);
     let log_odds_n = prompt_log_odds(tensors, &examples.features[training..], query)?;
-    let risk_n_3 = |weight: f32| with_prompt(&logits.risk_n_3, &log_odds_n, weight);
+    let risk_n_3 = |weight: f32| shift_odds(&logits.risk_n_3, &log_odds_n, weight);
     let risk = decide(risk_n_3, &PROMPT_WEIGHTS, |yes| examples.held_out(yes, harm))?;
     let refusal_n_2 = |_| Ok(logits.refusal_n_2.clone());
     let refusal = decide(refusal_n_2, &[0.0], |yes| {
