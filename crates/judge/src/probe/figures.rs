@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// Resamples of a bootstrap.
 const RESAMPLES: usize = 1000;
+/// Bins of a [`Calibration`].
+pub const BINS: usize = 10;
 
 /// A share of a count with its 95% interval (Wilson 1927); no value where there is nothing to count.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -195,13 +197,93 @@ pub enum Question {
     HarmfulPrompt,
 }
 
+impl Question {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Refusal => "refusal",
+            Self::HarmfulReply => "harmful reply",
+            Self::HarmfulPrompt => "harmful prompt",
+        }
+    }
+}
+
 /// A guard's figures on held-out rows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuardReport {
     /// Each question on each source, and on all (`*`).
     pub figures: Vec<GuardFigure>,
+    /// How far to believe its probabilities of harm, on all sources.
+    #[serde(default)]
+    pub calibrations: Vec<Calibration>,
     /// Conversations that the guard could not judge; they are in no figure.
     pub unscorable: usize,
+}
+
+/// How far a guard's probabilities are from what the labels say.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// The question.
+    pub question: Question,
+    /// Mean squared distance of probability and label (Brier 1950).
+    pub brier: f64,
+    /// Expected calibration error: the mean distance of probability and share in [`BINS`] equal bins (Guo et al.,
+    /// arXiv 1706.04599).
+    pub error: f64,
+    /// The bins that hold rows, from the lowest.
+    pub bins: Vec<Bin>,
+}
+
+/// Rows to which a guard gives about the same probability.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Bin {
+    /// Their mean probability.
+    pub said: f64,
+    /// How many are harmful by their labels.
+    pub harmful: Share,
+}
+
+impl Calibration {
+    /// Of rows' labels and probabilities; none without rows.
+    pub fn new(question: Question, rows: &[(bool, f32)]) -> Option<Self> {
+        let bin_of = |said: f32| ((said * BINS as f32) as usize).min(BINS - 1);
+        let bin = |index| {
+            let members = rows.iter().filter(|(_, said)| bin_of(*said) == index);
+            let said: Vec<f64> = members.clone().map(|(_, said)| f64::from(*said)).collect();
+            let harmful = members.filter(|(label, _)| *label).count();
+            (!said.is_empty()).then(|| Bin {
+                said: said.iter().sum::<f64>() / said.len() as f64,
+                harmful: Share::new(harmful, said.len()),
+            })
+        };
+        let bins: Vec<Bin> = (0..BINS).filter_map(bin).collect();
+        let distance = |bin: &Bin| (bin.said * bin.harmful.of as f64 - bin.harmful.count as f64).abs();
+        let squared = |(label, said): &(bool, f32)| (f64::from(*said) - f64::from(u8::from(*label))).powi(2);
+        let mean = |sum: f64| sum / rows.len() as f64;
+        (!rows.is_empty()).then(|| Self {
+            question,
+            brier: mean(rows.iter().map(squared).sum()),
+            error: mean(bins.iter().map(distance).sum()),
+            bins,
+        })
+    }
+}
+
+impl fmt::Display for Calibration {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            question,
+            brier,
+            error,
+            bins,
+        } = self;
+        write!(
+            formatter,
+            "calibration, {}: Brier {brier:.3}, expected error {error:.3}; said and found",
+            question.name()
+        )?;
+        bins.iter()
+            .try_for_each(|Bin { said, harmful }| write!(formatter, "\n  {said:.2}  {harmful}"))
+    }
 }
 
 /// One line of a [`GuardReport`].
@@ -237,11 +319,7 @@ impl fmt::Display for GuardReport {
             figure,
         } in &self.figures
         {
-            let question = match question {
-                Question::Refusal => "refusal",
-                Question::HarmfulReply => "harmful reply",
-                Question::HarmfulPrompt => "harmful prompt",
-            };
+            let question = question.name();
             let f1 = figure.f1.map_or("-".into(), |f1| {
                 format!("{:.3} [{:.3}, {:.3}]", f1.value, f1.low, f1.high)
             });
@@ -257,6 +335,9 @@ impl fmt::Display for GuardReport {
                 formatter,
                 "{question:<14} {source:<28} {rows:>5}  {precision:<32} {recall:<32} {false_alarms:<32} {f1}"
             )?;
+        }
+        for calibration in &self.calibrations {
+            writeln!(formatter, "{calibration}")?;
         }
         write!(formatter, "unscorable: {}", self.unscorable)
     }
@@ -356,6 +437,24 @@ mod tests {
             ..Counts::default()
         });
         assert_eq!((benign.f1, benign.recall.value), (None, None));
+    }
+
+    #[test]
+    fn calibration_compares_what_is_said_with_what_is_found() {
+        // Ten rows of 0.25, of which half are harmful; ten of 1.0, all harmful.
+        let rows: Vec<(bool, f32)> = (0..20)
+            .map(|n| (n % 2 == 0 || n >= 10, if n < 10 { 0.25 } else { 1.0 }))
+            .collect();
+        let calibration = Calibration::new(Question::HarmfulReply, &rows).unwrap();
+        assert!((calibration.error - 0.125).abs() < 1e-9, "{calibration}");
+        assert!((calibration.brier - (0.75_f64.powi(2) + 0.25_f64.powi(2)) / 4.0).abs() < 1e-9);
+        let found: Vec<_> = calibration
+            .bins
+            .iter()
+            .map(|bin| (bin.harmful.count, bin.harmful.of))
+            .collect();
+        assert_eq!(found, [(5, 10), (10, 10)]);
+        assert_eq!(Calibration::new(Question::HarmfulReply, &[]), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use candle_core::{D, Device, Tensor};
 
-use super::figures::{Counts, Figure, GuardFigure, GuardReport, Question};
+use super::figures::{Calibration, Counts, Figure, GuardFigure, GuardReport, Question};
 use super::{Batch, Progress, Recipe, Shapes, Trained, compute, fit, measure, select};
 use crate::Result;
 use crate::data::{Row, Split, prompt_text};
@@ -370,6 +370,7 @@ pub fn evaluate_guard(guard: &mut dyn Guard, rows: &[&Row]) -> GuardReport {
         }
     };
     let harmful = |safety: Safety| safety != Safety::Safe;
+    let (mut of_replies, mut of_prompts) = (Vec::new(), Vec::new());
     let mut unscorable = 0;
     for (index, verdict) in verdicts.iter().enumerate() {
         let Some(moderation) = verdict.scored() else {
@@ -380,12 +381,17 @@ pub fn evaluate_guard(guard: &mut dyn Guard, rows: &[&Row]) -> GuardReport {
         if let Some(row) = replies.get(index) {
             add(Question::Refusal, row, row.refusal, moderation.refusal);
             add(Question::HarmfulReply, row, row.safety.map(harmful), answer);
+            of_replies.extend(row.safety.map(|safety| (harmful(safety), moderation.score)));
         } else if let Some(row) = prompts.get(index - replies.len()) {
             add(
                 Question::HarmfulPrompt,
                 row,
                 row.prompt_safety.map(harmful),
                 answer,
+            );
+            of_prompts.extend(
+                row.prompt_safety
+                    .map(|safety| (harmful(safety), moderation.score)),
             );
         }
     }
@@ -398,6 +404,13 @@ pub fn evaluate_guard(guard: &mut dyn Guard, rows: &[&Row]) -> GuardReport {
         });
     GuardReport {
         figures: figures.collect(),
+        calibrations: [
+            (Question::HarmfulReply, of_replies),
+            (Question::HarmfulPrompt, of_prompts),
+        ]
+        .into_iter()
+        .filter_map(|(question, rows)| Calibration::new(question, &rows))
+        .collect(),
         unscorable,
     }
 }
