@@ -171,7 +171,7 @@ impl Features {
         conversations: &[Conversation],
         on_progress: &mut dyn FnMut(usize, usize),
     ) -> Vec<std::result::Result<Arc<Feature>, String>> {
-        let usual = |tokens: Tokens| tokens.pieces(&self.layout).swap_remove(0);
+        let usual = |tokens: Tokens| tokens.usual(&self.layout);
         let tokens = self.tokenize_all(conversations).into_iter();
         let tokens: Vec<_> = tokens.map(|tokens| tokens.map(usual)).collect();
         self.of_tokens(&tokens, on_progress)
@@ -589,13 +589,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn prompt(ids: &[u32], user: Range<usize>) -> PromptTokens {
-        PromptTokens {
-            ids: ids.to_vec(),
-            user,
-        }
-    }
+    use crate::pieces::tests::prompt;
 
     #[test]
     fn surface_tells_loops_and_copies_from_fresh_text() {

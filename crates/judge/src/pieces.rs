@@ -25,33 +25,40 @@ pub(crate) struct PromptTokens {
 }
 
 impl Tokens {
-    /// The conversation in pieces that fit the layout's windows: with each piece of its reply beside the prompt's end, the
-    /// beginning first; or, where there is no reply, each piece of the user's last turn, the end first. A last piece that
-    /// would be short begins in the one before it.
+    /// What of the conversation fits the layout's windows, as the heads have learned it: the prompt's end and the reply's
+    /// beginning.
+    pub(crate) fn usual(&self, layout: &Layout) -> Self {
+        let beginning = |ids: &Vec<u32>| ids[..ids.len().min(layout.reply_tokens)].to_vec();
+        Self {
+            prompt: PromptTokens::window(&self.prompt, self.prompt.ids.len(), layout.prompt_tokens),
+            reply: self.reply.as_ref().map(beginning),
+        }
+    }
+
+    /// The conversation in pieces that fit the layout's windows: the usual one, then the prompt's end with each further
+    /// piece of the reply, or where there is no reply each further piece of the user's last turn. A last piece that would
+    /// be short begins in the one before it.
     pub(crate) fn pieces(&self, layout: &Layout) -> Vec<Self> {
-        let (prompt, window) = (&self.prompt, layout.prompt_tokens);
-        let end = Arc::new(prompt.window(prompt.ids.len(), window));
-        let piece = |prompt: &Arc<PromptTokens>, reply| Self {
-            prompt: Arc::clone(prompt),
-            reply,
-        };
-        let Some(ids) = &self.reply else {
+        let mut pieces = vec![self.usual(layout)];
+        if let Some(ids) = &self.reply {
+            let (end, window) = (Arc::clone(&pieces[0].prompt), layout.reply_tokens);
+            let last = ids.len().saturating_sub(window);
+            let starts = (window..last).step_by(window).chain((last > 0).then_some(last));
+            pieces.extend(starts.map(|start| Self {
+                prompt: Arc::clone(&end),
+                reply: Some(ids[start..start + window].to_vec()),
+            }));
+        } else {
+            let (prompt, window) = (&self.prompt, layout.prompt_tokens);
             let first = (prompt.user.start + window).min(prompt.user.end);
             let before = prompt.ids.len().saturating_sub(window);
             let ends = (prompt.user.start + 1..=before).rev().step_by(window);
-            let earlier = ends.map(|end| Arc::new(prompt.window(end.max(first), window)));
-            return [end]
-                .into_iter()
-                .chain(earlier)
-                .map(|prompt| piece(&prompt, None))
-                .collect();
-        };
-        let window = layout.reply_tokens.min(ids.len());
-        let last = ids.len() - window;
-        let starts = (0..last).step_by(window.max(1)).chain([last]);
-        starts
-            .map(|start| piece(&end, Some(ids[start..start + window].to_vec())))
-            .collect()
+            pieces.extend(ends.map(|end| Self {
+                prompt: PromptTokens::window(prompt, end.max(first), window),
+                reply: None,
+            }));
+        }
+        pieces
     }
 
     /// By which features are remembered.
@@ -75,27 +82,30 @@ impl Tokens {
 
 impl PromptTokens {
     /// The last `window` tokens before `end`.
-    fn window(&self, end: usize, window: usize) -> Self {
+    fn window(whole: &Arc<Self>, end: usize, window: usize) -> Arc<Self> {
         let start = end.saturating_sub(window);
+        if start == 0 && end == whole.ids.len() {
+            return Arc::clone(whole);
+        }
         let clamp = |at: usize| at.clamp(start, end) - start;
-        let user = clamp(self.user.start)..clamp(self.user.end);
-        let ids = self.ids[start..end].to_vec();
-        Self {
+        let user = clamp(whole.user.start)..clamp(whole.user.end);
+        let ids = whole.ids[start..end].to_vec();
+        Arc::new(Self {
             user: if user.is_empty() {
                 ids.len() - 1..ids.len()
             } else {
                 user
             },
             ids,
-        }
+        })
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn prompt(ids: &[u32], user: Range<usize>) -> PromptTokens {
+    pub(crate) fn prompt(ids: &[u32], user: Range<usize>) -> PromptTokens {
         PromptTokens {
             ids: ids.to_vec(),
             user,

@@ -98,31 +98,29 @@ fn close(schema: &mut Value) {
     let Value::Object(schema) = schema else {
         return;
     };
-    let listed = schema.get("properties").and_then(Value::as_object).cloned();
+    let listed = schema.get("properties").and_then(Value::as_object);
+    let mut required = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
+    let lists = listed.is_some();
+    let closes = listed.is_some_and(|listed| required.all(|name| listed.contains_key(name)))
+        && !OPEN.iter().any(|&key| schema.contains_key(key));
     for (key, part) in schema.iter_mut() {
         match (key.as_str(), part) {
             ("properties" | "$defs" | "definitions", Value::Object(parts)) => {
                 parts.values_mut().for_each(close);
             }
-            ("anyOf" | "oneOf", Value::Array(parts)) if listed.is_none() => {
+            ("anyOf" | "oneOf", Value::Array(parts)) if !lists => {
                 parts.iter_mut().for_each(close);
             }
             ("items", part) => close(part),
             _ => {}
         }
     }
-    let Some(listed) = listed else {
-        return;
-    };
-    let required = schema
-        .get("required")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    let all_listed = required
-        .filter_map(Value::as_str)
-        .all(|name| listed.contains_key(name));
-    if all_listed && !OPEN.iter().any(|&key| schema.contains_key(key)) {
+    if closes {
         schema.insert("additionalProperties".into(), Value::Bool(false));
     }
 }
