@@ -52,6 +52,13 @@ pub struct Layout {
     pub reply_tokens: usize,
 }
 
+impl Layout {
+    /// Whether there is something to read: layers, and windows of at least one token.
+    pub(crate) fn reads(&self) -> bool {
+        !self.layers.is_empty() && self.prompt_tokens > 0 && self.reply_tokens > 0
+    }
+}
+
 impl Default for Layout {
     /// For smollm2-135m, which has 30 layers.
     fn default() -> Self {

@@ -265,7 +265,13 @@ impl Heads {
             .as_ref()
             .and_then(|metadata| metadata.get(CARD));
         let card = card.ok_or_else(|| bad(&format!("expected the metadata key {CARD}, found none")))?;
-        let card = serde_json::from_str(card).map_err(|error| bad(&format!("{CARD}: {error}")))?;
+        let card: Card = serde_json::from_str(card).map_err(|error| bad(&format!("{CARD}: {error}")))?;
+        if !card.layout.reads() {
+            let found = format!("{:?}", card.layout);
+            return Err(bad(&format!(
+                "{CARD}: expected layers, and windows of at least one token, found {found}"
+            )));
+        }
         let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)?;
         let widen = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_dtype(DType::F32)?));
         Ok(Self {

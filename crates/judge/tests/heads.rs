@@ -249,8 +249,16 @@ fn heads_of_another_base_are_refused() {
         .check(&features, &fingerprint(&base.source).unwrap())
         .unwrap_err();
     assert!(error.to_string().contains("another") && error.hint().is_some());
-    let panel = Panel::with_heads(heads, base.decoder, base.tokenizer, &base.source);
+    let panel = Panel::with_heads(heads.clone(), base.decoder, base.tokenizer, &base.source);
     assert!(panel.is_err());
+
+    // Nor is a file taken whose windows hold nothing.
+    let (folder, mut empty) = (tempfile::tempdir().unwrap(), heads);
+    let file = folder.path().join("heads.safetensors");
+    empty.card.layout.reply_tokens = 0;
+    empty.save(&file).unwrap();
+    let error = Heads::load(&file).unwrap_err().to_string();
+    assert!(error.contains("windows of at least one token"), "{error}");
 }
 
 /// What a fresh [`Features`] makes of conversations.

@@ -165,10 +165,7 @@ impl Recipe {
                 "fit: expected width, epochs and batch above 0 and dropout from 0 to below 1".into(),
             ));
         }
-        if recipe.layout.layers.is_empty()
-            || recipe.layout.prompt_tokens == 0
-            || recipe.layout.reply_tokens == 0
-        {
+        if !recipe.layout.reads() {
             return Err(wrong(
                 "layout: expected layers, and windows of at least one token".into(),
             ));
