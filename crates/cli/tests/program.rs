@@ -325,3 +325,34 @@ fn dry_run_names_what_is_missing() {
         assert!(plan.contains(part), "{part} is not in\n{plan}");
     }
 }
+
+#[test]
+fn heads_judge_on_the_base_they_were_trained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let recipe = format!(
+        "base = \"tiny-qwen3\"\ndtype = \"bf16\"\n[layout]\nlayers = [1]\nprompt_tokens = 32\nreply_tokens = 32\n\
+         [fit]\nepochs = 1\n[[sources]]\nname = \"rot\"\nformat = \"own\"\npath = \"{repository}/judge/data/rot.jsonl\"\n\
+         prompts = \"{repository}/train/data/prompts.jsonl\"\n"
+    );
+    std::fs::write(at("guard.toml"), recipe).unwrap();
+    std::fs::write(
+        at("rows.jsonl"),
+        "{\"prompt\": \"hello\", \"response\": \"hello\"}\n",
+    )
+    .unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_saferl"));
+        command
+            .args(arguments)
+            .env("SAFERL_CACHE", folder.path().join("cache"));
+        command.output().unwrap()
+    };
+    let trained = run(&["guard", "train", &at("guard.toml"), "--output", &at("heads")]);
+    assert!(trained.status.success(), "{}", text(&trained.stderr));
+    let score = run(&["guard", "score", &at("rows.jsonl"), "--heads", &at("heads")]);
+    assert!(score.status.success(), "{}", text(&score.stderr));
+    let row: Value = serde_json::from_slice(&score.stdout).expect("one row");
+    assert!(row.to_string().contains("safety"), "{row}");
+}

@@ -28,7 +28,7 @@ fn main() -> Outcome<()> {
     let (data, out) = (Path::new(data), PathBuf::from(out));
     let recipe = Recipe::load(Path::new(recipe))?;
     let source = model::source::resolve(base, &mut |_| ())?;
-    let decoder = Decoder::load(&source, candle_core::DType::F32, &candle_core::Device::Cpu)?;
+    let decoder = Decoder::load(&source, recipe.dtype.into(), &candle_core::Device::Cpu)?;
     let tokenizer = Arc::new(Tokenizer::load(&source)?);
     let sha256 = fingerprint(&source)?;
     let features =
@@ -36,7 +36,7 @@ fn main() -> Outcome<()> {
 
     let mut heads = match std::fs::metadata(&out) {
         Ok(file) if file.len() > 0 => Heads::load(&out)?,
-        _ => Heads::untrained(&sha256, &features),
+        _ => Heads::untrained(base, &sha256, &features),
     };
     heads.check(&features, &sha256)?;
     let features = Arc::new(Mutex::new(features));

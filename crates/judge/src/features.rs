@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use candle_core::DType;
 use kernels::Segment;
 use model::chat::{Message, Mode};
 use model::decoder::Decoder;
@@ -27,6 +28,7 @@ use model::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::heads::BaseDtype;
 use crate::judge::Conversation;
 use crate::pieces::{Key, PromptTokens, Tokens};
 use crate::{Error, Result};
@@ -171,6 +173,14 @@ impl Features {
         self.decoder.config.hidden
     }
 
+    /// The numbers that the base model computes in.
+    pub fn dtype(&self) -> BaseDtype {
+        match self.decoder.dtype() {
+            DType::BF16 => BaseDtype::Bf16,
+            _ => BaseDtype::F32,
+        }
+    }
+
     /// The features of each conversation, of its reply's beginning and its prompt's end, or why there are none.
     /// `on_progress` hears how many token rows of how many have been computed.
     pub fn of(
@@ -299,7 +309,7 @@ impl Features {
         let hidden = self.decoder.hidden_at(&ids, &segments, &self.layout.layers)?;
         let states: Vec<Vec<Vec<f32>>> = hidden
             .iter()
-            .map(|hidden_t_d| hidden_t_d.to_dtype(candle_core::DType::F32)?.to_vec2())
+            .map(|hidden_t_d| hidden_t_d.to_dtype(DType::F32)?.to_vec2())
             .collect::<candle_core::Result<_>>()?;
 
         let mut segments = segments.iter().skip(usize::from(!common.is_empty()));

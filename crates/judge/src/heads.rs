@@ -41,6 +41,12 @@ pub(crate) type Tensors = BTreeMap<String, Tensor>;
 /// What a heads file says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Card {
+    /// The base model's name.
+    #[serde(default = "small")]
+    pub base: String,
+    /// The numbers that the base computes in.
+    #[serde(default)]
+    pub dtype: BaseDtype,
     /// The sha256 of the base model's weights.
     pub base_sha256: String,
     /// Width of the base model's residual stream.
@@ -53,6 +59,31 @@ pub struct Card {
     /// The helpfulness head's figures, if it is trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub helpfulness: Option<serde_json::Value>,
+}
+
+/// The base of heads that were trained when there was no other.
+fn small() -> String {
+    "smollm2-135m".into()
+}
+
+/// The numbers that a base model beneath heads computes in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BaseDtype {
+    /// Exact.
+    #[default]
+    F32,
+    /// Half the memory and two to three times as fast.
+    Bf16,
+}
+
+impl From<BaseDtype> for DType {
+    fn from(dtype: BaseDtype) -> Self {
+        match dtype {
+            BaseDtype::F32 => Self::F32,
+            BaseDtype::Bf16 => Self::BF16,
+        }
+    }
 }
 
 /// How the guard's logits become decisions, and how good these were on held-out rows.
@@ -214,9 +245,11 @@ fn wrong(what: String) -> Error {
 }
 
 impl Heads {
-    /// Heads without any tensor yet, for a base model.
-    pub fn untrained(base_sha256: impl Into<String>, features: &Features) -> Self {
+    /// Heads without any tensor yet, for the base model with this name and [`fingerprint`](crate::features::fingerprint).
+    pub fn untrained(base: impl Into<String>, base_sha256: impl Into<String>, features: &Features) -> Self {
         let card = Card {
+            base: base.into(),
+            dtype: features.dtype(),
             base_sha256: base_sha256.into(),
             hidden: features.hidden(),
             layout: features.layout().clone(),

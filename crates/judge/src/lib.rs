@@ -55,7 +55,7 @@ pub use error::{Error, Result};
 pub use guard::{
     BuiltInGuard, LanguageModelGuard, Qwen3Guard, RemoteGuard, RemoteWildGuard, StreamGuard, WildGuard,
 };
-pub use heads::Heads;
+pub use heads::{BaseDtype, Heads};
 pub use helpfulness::{BuiltInHelpfulness, LanguageModelHelpfulness, LocalReward, ReadAt, RemoteHelpfulness};
 pub use judge::{Conversation, Exchange, Guard, Helpfulness, Judge, Panel, Scripted};
 pub use reward::{Branch, Controversial, Reward, RewardKind, reward};

@@ -107,7 +107,7 @@ fn heads_learn_a_separable_task_and_judge_with_it() {
     };
     let out = folder.path().join("heads.safetensors");
     let first = features();
-    let mut heads = Heads::untrained(&sha256, &first);
+    let mut heads = Heads::untrained("tiny", &sha256, &first);
     let first = Arc::new(Mutex::new(first));
     let guard = train_guard(&recipe, Path::new(""), &first, &mut heads, &mut |_| ()).unwrap();
     let help = train_helpfulness(&recipe, Path::new(""), &first, &mut heads, &mut |_| ()).unwrap();
@@ -132,7 +132,7 @@ fn heads_learn_a_separable_task_and_judge_with_it() {
 
     // The second training finds every feature in the cache and comes to the same figures.
     let mut computed = 0;
-    let mut again = Heads::untrained(&sha256, &first.lock().unwrap());
+    let mut again = Heads::untrained("tiny", &sha256, &first.lock().unwrap());
     let count = &mut |progress| {
         if let Progress::Features { total, .. } = progress {
             computed += total;
@@ -244,7 +244,7 @@ fn heads_of_another_base_are_refused() {
         Arc::clone(&base.tokenizer),
         Layout::default(),
     );
-    let heads = Heads::untrained("another", &features);
+    let heads = Heads::untrained("tiny", "another", &features);
     let error = heads
         .check(&features, &fingerprint(&base.source).unwrap())
         .unwrap_err();

@@ -21,8 +21,6 @@ use crate::toy::{self, Toy};
 
 /// The judges that are part of the program.
 const BUILT_IN: &str = "built-in";
-/// The model that the built-in judges' heads sit on.
-pub const BASE: &str = "smollm2-135m";
 /// Tokens of conversations that a guard in this process has room for at once.
 pub const ROOM: usize = 32_768;
 
@@ -76,15 +74,23 @@ pub fn open(recipe: &Judges, device: &Device) -> Result<Panel> {
 }
 
 fn open_built_in(recipe: &Judges, device: &Device) -> Result<Panel> {
-    let heads = if recipe.heads.is_empty() {
+    let heads = heads(recipe)?;
+    let source = find(&heads.card.base)?;
+    let decoder = Decoder::load(&source, heads.card.dtype.into(), device)?;
+    let tokenizer = Arc::new(Tokenizer::load(&source)?);
+    Ok(Panel::with_heads(heads, decoder, tokenizer, &source)?)
+}
+
+/// The heads of the judges that are part of the program.
+///
+/// # Errors
+/// A file that cannot be read or holds none.
+pub fn heads(recipe: &Judges) -> Result<Heads> {
+    Ok(if recipe.heads.is_empty() {
         Heads::built_in()?
     } else {
         Heads::load(Path::new(&recipe.heads))?
-    };
-    let source = find(BASE)?;
-    let decoder = Decoder::load(&source, DType::F32, device)?;
-    let tokenizer = Arc::new(Tokenizer::load(&source)?);
-    Ok(Panel::with_heads(heads, decoder, tokenizer, &source)?)
+    })
 }
 
 /// Whether a name is that of weights: a path that exists, or one that has a slash and is no address.

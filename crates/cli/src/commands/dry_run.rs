@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use model::config::Config;
 use model::{built_in, source};
-use train::judges::BASE;
+use train::recipe::Judges;
 use train::recipe::Recipe;
 
 use crate::error::Result;
@@ -51,7 +51,7 @@ fn missing(recipe: &Recipe) -> Vec<String> {
         ("judge.helpfulness", &recipe.judge.helpfulness),
     ] {
         let why = if judge == "built-in" {
-            built_in_missing()
+            built_in_missing(&recipe.judge)
         } else {
             unreachable(judge)
         };
@@ -107,16 +107,14 @@ fn hub_snapshots(name: &str) -> Option<PathBuf> {
 }
 
 /// Why the judges that are part of the program cannot serve.
-fn built_in_missing() -> Option<String> {
-    let base = || {
-        config_at_hand(BASE)
-            .err()
-            .map(|what| format!("its base model {BASE}: {what}"))
+fn built_in_missing(judges: &Judges) -> Option<String> {
+    let base = match train::judges::heads(judges) {
+        Ok(heads) => heads.card.base,
+        Err(error) => return Some(error.to_string()),
     };
-    judge::Heads::built_in()
+    config_at_hand(&base)
         .err()
-        .map(|error| error.to_string())
-        .or_else(base)
+        .map(|what| format!("its base model {base}: {what}"))
 }
 
 /// Why a judge's endpoint cannot be reached; `None` for one that can, and for the judges that are part of the program.

@@ -6,16 +6,15 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use indicatif::ProgressBar;
-use judge::Heads;
 use judge::features::{Features, Layout, SharedFeatures, fingerprint};
 use judge::probe::{Progress, Recipe, Trained};
+use judge::{BaseDtype, Heads};
 use model::decoder::Decoder;
 use model::source::{Source, cache_folder};
 use model::tokenizer::Tokenizer;
 use serde::Serialize;
-use train::judges::BASE;
 
 use crate::arguments::{HeadsFile, HeadsTrain};
 use crate::error::{Error, Result};
@@ -33,12 +32,22 @@ pub(crate) struct Base {
 
 impl Base {
     /// Loads the model; with `cached`, features are kept on the disk for the next run.
-    pub(crate) fn load(name: &str, layout: Layout, cached: bool, device: &Device) -> Result<Self> {
+    pub(crate) fn load(
+        name: &str,
+        dtype: BaseDtype,
+        layout: Layout,
+        cached: bool,
+        device: &Device,
+    ) -> Result<Self> {
         let sha256 = fingerprint(&resolve(name)?)?;
-        let local = Local::load(name, DType::F32, device)?;
+        let local = Local::load(name, dtype.into(), device)?;
         let mut features = Features::new(local.decoder, local.tokenizer, layout);
         if cached {
-            features = features.with_cache(&cache_folder()?.join("features"), &sha256)?;
+            let weights = match dtype {
+                BaseDtype::F32 => sha256.clone(),
+                BaseDtype::Bf16 => format!("{sha256} bf16"),
+            };
+            features = features.with_cache(&cache_folder()?.join("features"), &weights)?;
         }
         Ok(Self::new(features, sha256))
     }
@@ -56,7 +65,7 @@ pub(crate) fn open(file: &HeadsFile, device: &Device) -> Result<(Arc<Heads>, Bas
     open_on(file, device, |_| None)
 }
 
-/// The same; `loaded` says whether that base is there already, in f32, to be shared.
+/// The same; `loaded` says whether that base is there already, to be shared.
 pub(crate) fn open_on(
     file: &HeadsFile,
     device: &Device,
@@ -66,12 +75,13 @@ pub(crate) fn open_on(
         Some(path) => Heads::load(path)?,
         None => Heads::built_in()?,
     };
-    let (source, layout) = (resolve(BASE)?, heads.card.layout.clone());
-    let base = match loaded(&source) {
+    let (name, dtype, layout) = (&heads.card.base, heads.card.dtype, heads.card.layout.clone());
+    let source = resolve(name)?;
+    let base = match loaded(&source).filter(|(decoder, _)| decoder.dtype() == dtype.into()) {
         Some((decoder, tokenizer)) => {
             Base::new(Features::new(decoder, tokenizer, layout), fingerprint(&source)?)
         }
-        None => Base::load(BASE, layout, false, device)?,
+        None => Base::load(name, dtype, layout, false, device)?,
     };
     {
         let features = base
@@ -97,11 +107,12 @@ pub(crate) fn train<R: Display + Serialize>(
     let recipe = Recipe::load(&arguments.recipe)?;
     let base = Base::load(
         &recipe.base,
+        recipe.dtype,
         recipe.layout.clone(),
         true,
         &open_device(&arguments.on)?,
     )?;
-    let mut heads = to_train(&arguments.output, &base)?;
+    let mut heads = to_train(&arguments.output, &recipe, &base)?;
     let mut watch = Watch::default();
     let trained = fit(&recipe, &arguments.data, &base.features, &mut heads, &mut |p| {
         watch.update(p);
@@ -118,7 +129,7 @@ pub(crate) fn train<R: Display + Serialize>(
 }
 
 /// The heads in a file that training writes to, or none yet; the half that is not trained stays as it is.
-fn to_train(path: &Path, base: &Base) -> Result<Heads> {
+fn to_train(path: &Path, recipe: &Recipe, base: &Base) -> Result<Heads> {
     if path.exists() {
         return Ok(Heads::load(path)?);
     }
@@ -126,7 +137,7 @@ fn to_train(path: &Path, base: &Base) -> Result<Heads> {
         .features
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    Ok(Heads::untrained(&base.sha256, &features))
+    Ok(Heads::untrained(&recipe.base, &base.sha256, &features))
 }
 
 /// The rows of a file, or of standard input, and the name for errors.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Labelled, Source};
 use crate::features::{Feature, Features, Layout};
-use crate::heads::Tensors;
+use crate::heads::{BaseDtype, Tensors};
 use crate::judge::Conversation;
 use crate::{Error, Result};
 pub use figures::{GuardReport, HelpfulnessReport, Question};
@@ -34,6 +34,9 @@ pub use helpfulness::{evaluate_helpfulness, train_helpfulness};
 pub struct Recipe {
     /// The base model's name.
     pub base: String,
+    /// The numbers that it computes in.
+    #[serde(default)]
+    pub dtype: BaseDtype,
     /// Which of its states the heads read.
     #[serde(default)]
     pub layout: Layout,
