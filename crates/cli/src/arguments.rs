@@ -67,7 +67,9 @@ pub(crate) enum Command {
 /// `saferl quickstart`
 #[derive(Debug, Args)]
 pub(crate) struct Quickstart {
-    /// Override a key of the built-in recipe, for example `--set steps=20`
+    /// A recipe of one's own, such as `recipes/quickstart-qwen.toml` [default: the built-in one]
+    pub(crate) recipe: Option<PathBuf>,
+    /// Override a key of the recipe, for example `--set steps=20`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
     /// Print one JSON object with the figures before and after

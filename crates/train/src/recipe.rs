@@ -230,6 +230,11 @@ mod tests {
             ("smoke", include_str!("../../../recipes/smoke.toml"), 0),
             ("quickstart", include_str!("../../../recipes/quickstart.toml"), 1),
             (
+                "quickstart-qwen",
+                include_str!("../../../recipes/quickstart-qwen.toml"),
+                1,
+            ),
+            (
                 "qwen3-4b-saferl",
                 include_str!("../../../recipes/qwen3-4b-saferl.toml"),
                 0,

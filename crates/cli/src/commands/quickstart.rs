@@ -40,7 +40,10 @@ struct Outcome {
 
 /// Pulls, measures, trains, measures again, and prints both.
 pub(crate) fn run(arguments: &Quickstart) -> Result<()> {
-    let mut recipe = Recipe::parse(RECIPE, "recipes/quickstart.toml", &arguments.overrides)?;
+    let mut recipe = match &arguments.recipe {
+        Some(path) => Recipe::load(path, &arguments.overrides)?,
+        None => Recipe::parse(RECIPE, "recipes/quickstart.toml", &arguments.overrides)?,
+    };
     let named = |text: &String| text.split_once('=').is_some_and(|(key, _)| key.trim() == "run");
     if !arguments.overrides.iter().any(named) {
         recipe.run = free_name(&recipe.runs_dir, &recipe.run);
