@@ -183,8 +183,10 @@ fn quickstart_measures_before_and_after() {
         &runs_dir,
     ];
     let set = overrides.iter().flat_map(|text| ["--set", text]);
-    let arguments: Vec<&str> = ["quickstart", "--json"].into_iter().chain(set).collect();
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/quickstart-qwen.toml");
+    let arguments: Vec<&str> = ["quickstart", recipe, "--json"].into_iter().chain(set).collect();
     let value = json(&arguments);
+    assert_eq!(value["run"], format!("{}/quickstart-qwen", runs.path().display()));
     for phase in ["before", "after"] {
         for (table, key) in [
             ("harmful", "safety"),
