@@ -342,6 +342,19 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_joined_in_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = folder.path().join("whole");
+        for (name, bytes) in [("one", "ab"), ("two", "c")] {
+            let part = folder.path().join(name);
+            std::fs::write(&part, bytes).unwrap();
+            append(&part, &whole).unwrap();
+        }
+        assert_eq!(std::fs::read(&whole).unwrap(), b"abc");
+        assert!(append(&folder.path().join("missing"), &whole).is_err());
+    }
+
+    #[test]
     fn a_file_with_another_hash_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.whl");

