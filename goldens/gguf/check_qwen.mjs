@@ -36,7 +36,7 @@ for (const chat of chats) {
   const ours = ask(["generate", file, ...options]).token_ids;
   await sequence.clearHistory();
   const greedy = [];
-  for await (const token of sequence.evaluate(theirs, { temperature: 0 })) {
+  for await (const token of sequence.evaluate(theirs, { temperature: 0, yieldEogToken: true })) {
     greedy.push(Number(token));
     if (greedy.length >= ours.length || model.isEogToken(token)) break;
   }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use self::judges::check_judge;
 pub use self::judges::{HARMBENCH_TEXTS, JudgeKind, JudgeRecipe};
 pub use self::limits::Limits;
-pub use self::models::{ModelRecipe, Precision};
+pub use self::models::ModelRecipe;
 pub use self::sampling::{SamplingByMode, SamplingRecipe};
 pub use self::tasks::{CustomScorer, TaskKind, TaskRecipe};
 use crate::error::{Error, Result};

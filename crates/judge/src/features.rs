@@ -22,19 +22,18 @@ use candle_core::DType;
 use kernels::Segment;
 use model::chat::{Message, Mode};
 use model::decoder::Decoder;
+use model::dtype::Dtype;
 use model::source::{Source, WeightsFormat};
 use model::template::RenderOptions;
 use model::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::heads::BaseDtype;
 use crate::judge::Conversation;
+use crate::packing::{Group, batches, common_beginning};
 use crate::pieces::{Key, PromptTokens, Tokens};
 use crate::{Error, Result};
 
-/// Rows of one packed pass, prompt and reply tokens together.
-const BATCH_ROWS: usize = 2048;
 /// Features remembered without a cache file before the memory is cleared.
 const MEMORY: usize = 4096;
 
@@ -106,15 +105,6 @@ pub struct Features {
 /// Features that a guard and a helpfulness head share.
 pub type SharedFeatures = Arc<Mutex<Features>>;
 
-/// Replies to one prompt that go through one pass together.
-struct Group<'a> {
-    prompt: &'a PromptTokens,
-    members: Vec<Member<'a>>,
-}
-
-/// The reply of one conversation, where there is one, and the key of its features.
-type Member<'a> = (Key, Option<&'a [u32]>);
-
 impl Features {
     /// Features of `decoder` at the places that `layout` names.
     pub fn new(decoder: Decoder, tokenizer: Arc<Tokenizer>, layout: Layout) -> Self {
@@ -128,7 +118,7 @@ impl Features {
     }
 
     /// The same, with a cache file in `folder` that keeps every feature for the next run. `base` is the base model's
-    /// [`fingerprint`]: features of other weights or another layout go into another file.
+    /// [`fingerprint`]: features of other weights, another dtype or another layout go into another file.
     ///
     /// # Errors
     /// When the folder or the file cannot be made or read.
@@ -137,7 +127,11 @@ impl Features {
             path: folder.into(),
             source,
         })?;
-        let name = Sha256::digest(format!("{base} {:?}", self.layout));
+        let dtype = match self.dtype() {
+            Dtype::F32 => "",
+            Dtype::Bf16 => " bf16",
+        };
+        let name = Sha256::digest(format!("{base}{dtype} {:?}", self.layout));
         let path = folder.join(format!("features-{}.f32", hex(&name[..8])));
         let at = |source| Error::File {
             path: path.clone(),
@@ -174,10 +168,10 @@ impl Features {
     }
 
     /// The numbers that the base model computes in.
-    pub fn dtype(&self) -> BaseDtype {
+    pub fn dtype(&self) -> Dtype {
         match self.decoder.dtype() {
-            DType::BF16 => BaseDtype::Bf16,
-            _ => BaseDtype::F32,
+            DType::BF16 => Dtype::Bf16,
+            _ => Dtype::F32,
         }
     }
 
@@ -460,79 +454,6 @@ impl Features {
     }
 }
 
-impl Group<'_> {
-    fn rows(&self) -> usize {
-        self.prompt.ids.len()
-            + self
-                .members
-                .iter()
-                .filter_map(|(_, reply)| *reply)
-                .map(<[u32]>::len)
-                .sum::<usize>()
-    }
-}
-
-/// The ids that all prompts begin with, none of them of a user's last turn; empty for one prompt.
-fn common_beginning<'a>(batch: &[Group<'a>]) -> &'a [u32] {
-    let [first, others @ ..] = batch else { return &[] };
-    let shared = |length: usize, other: &Group<'_>| {
-        let pairs = first.prompt.ids[..length].iter().zip(&other.prompt.ids);
-        let alike = pairs.take_while(|(one, other)| one == other).count();
-        alike.min(other.prompt.user.start)
-    };
-    let length = if others.is_empty() {
-        0
-    } else {
-        others.iter().fold(first.prompt.user.start, shared)
-    };
-    &first.prompt.ids[..length]
-}
-
-/// Packs what is wanted into passes of about [`BATCH_ROWS`] rows, the replies of one prompt together, nothing twice.
-fn batches<'a>(wanted: &'a [(&'a Tokens, Key)]) -> Vec<Vec<Group<'a>>> {
-    let mut order: Vec<&PromptTokens> = Vec::new();
-    let mut members: HashMap<&PromptTokens, Vec<Member<'_>>> = HashMap::new();
-    let mut seen = HashSet::new();
-    for (tokens, key) in wanted {
-        if seen.insert(*key) {
-            let prompt: &PromptTokens = &tokens.prompt;
-            let group = members.entry(prompt).or_insert_with(|| {
-                order.push(prompt);
-                Vec::new()
-            });
-            group.push((*key, tokens.reply.as_deref()));
-        }
-    }
-    let mut batches: Vec<Vec<Group<'_>>> = vec![Vec::new()];
-    let mut rows = 0;
-    for prompt in order {
-        let mut open = false;
-        for (key, reply) in members.remove(prompt).unwrap_or_default() {
-            let length = reply.map_or(0, <[u32]>::len);
-            let needed = length + if open { 0 } else { prompt.ids.len() };
-            if rows > 0 && rows + needed > BATCH_ROWS {
-                batches.push(Vec::new());
-                (rows, open) = (0, false);
-            }
-            let Some(batch) = batches.last_mut() else { continue };
-            if !open {
-                batch.push(Group {
-                    prompt,
-                    members: Vec::new(),
-                });
-                rows += prompt.ids.len();
-                open = true;
-            }
-            if let Some(group) = batch.last_mut() {
-                group.members.push((key, reply));
-                rows += length;
-            }
-        }
-    }
-    batches.retain(|batch| !batch.is_empty());
-    batches
-}
-
 /// Mean over rows, layer after layer.
 fn mean(states: &[Vec<Vec<f32>>], rows: Range<usize>) -> Vec<f32> {
     let count = rows.len() as f32;
@@ -618,34 +539,5 @@ mod tests {
         assert_eq!(looping[1..], [1.0 / 3.0, 0.4, 0.0, 0.0, 0.5]);
         assert_eq!(copied[1..], [1.0, 1.0, 1.0, 1.0, 0.5]);
         assert!(surface(&prompt, &[9]).iter().all(|figure| figure.is_finite()));
-    }
-
-    #[test]
-    fn batches_hold_each_conversation_once_within_the_budget() {
-        let prompts: Vec<_> = (0..3).map(|n| Arc::new(prompt(&[n; 200], 0..1))).collect();
-        let tokens: Vec<Tokens> = (0..90)
-            .map(|n| Tokens {
-                prompt: Arc::clone(&prompts[n % 3]),
-                reply: (n >= 3).then(|| vec![n as u32; 100]),
-            })
-            .collect();
-        let mut wanted: Vec<_> = tokens.iter().map(|tokens| (tokens, tokens.key())).collect();
-        wanted.push(wanted[5]);
-        let batches = batches(&wanted);
-        let mut seen = HashSet::new();
-        for batch in &batches {
-            assert!(batch.iter().map(Group::rows).sum::<usize>() <= BATCH_ROWS);
-            for group in batch {
-                for (key, reply) in &group.members {
-                    assert!(seen.insert(*key));
-                    assert_eq!(
-                        reply.map_or(group.prompt.ids[0], |ids| ids[0] % 3),
-                        group.prompt.ids[0]
-                    );
-                }
-            }
-        }
-        assert_eq!(seen.len(), 90);
-        assert!(batches.len() < 7, "{} passes for 9300 rows", batches.len());
     }
 }

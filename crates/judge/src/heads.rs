@@ -14,7 +14,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use kernels::rms_norm;
-use safetensors::Dtype;
+use model::dtype::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -46,7 +46,7 @@ pub struct Card {
     pub base: String,
     /// The numbers that the base computes in.
     #[serde(default)]
-    pub dtype: BaseDtype,
+    pub dtype: Dtype,
     /// The sha256 of the base model's weights.
     pub base_sha256: String,
     /// Width of the base model's residual stream.
@@ -64,26 +64,6 @@ pub struct Card {
 /// The base of heads that were trained when there was no other.
 fn small() -> String {
     "smollm2-135m".into()
-}
-
-/// The numbers that a base model beneath heads computes in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BaseDtype {
-    /// Exact.
-    #[default]
-    F32,
-    /// Half the memory and two to three times as fast.
-    Bf16,
-}
-
-impl From<BaseDtype> for DType {
-    fn from(dtype: BaseDtype) -> Self {
-        match dtype {
-            BaseDtype::F32 => Self::F32,
-            BaseDtype::Bf16 => Self::BF16,
-        }
-    }
 }
 
 /// How the guard's logits become decisions, and how good these were on held-out rows.
@@ -329,12 +309,12 @@ impl Heads {
             let exact = name.ends_with(".mean") || name.ends_with(".scale");
             let (dtype, bytes): (_, Vec<u8>) = if exact {
                 (
-                    Dtype::F32,
+                    safetensors::Dtype::F32,
                     flat.iter().flat_map(|value| value.to_le_bytes()).collect(),
                 )
             } else {
                 (
-                    Dtype::F16,
+                    safetensors::Dtype::F16,
                     flat.iter()
                         .flat_map(|value| half::f16::from_f32(*value).to_le_bytes())
                         .collect(),
@@ -378,7 +358,7 @@ impl Heads {
     /// Fails unless the heads read what `features` gives, of the base with this [`fingerprint`](crate::features::fingerprint).
     ///
     /// # Errors
-    /// Another base, width or layout.
+    /// Another base, width, dtype or layout.
     pub fn check(&self, features: &Features, base_sha256: &str) -> Result<()> {
         let (card, hidden) = (&self.card, features.hidden());
         if card.base_sha256 != base_sha256 {
@@ -391,11 +371,11 @@ impl Heads {
                 hint: "judge with the base they were trained on, or train others".into(),
             });
         }
-        if card.hidden != hidden || card.layout != *features.layout() {
-            let found = format!("width {hidden}, {:?}", features.layout());
+        if card.hidden != hidden || card.dtype != features.dtype() || card.layout != *features.layout() {
+            let found = format!("width {hidden}, {:?}, {:?}", features.dtype(), features.layout());
             return Err(wrong(format!(
-                "expected width {}, {:?}, found {found}",
-                card.hidden, card.layout
+                "expected width {}, {:?}, {:?}, found {found}",
+                card.hidden, card.dtype, card.layout
             )));
         }
         Ok(())

@@ -44,6 +44,7 @@ pub mod guard;
 pub mod heads;
 pub mod helpfulness;
 pub mod judge;
+mod packing;
 mod pieces;
 pub mod probe;
 pub mod reward;
@@ -55,7 +56,7 @@ pub use error::{Error, Result};
 pub use guard::{
     BuiltInGuard, LanguageModelGuard, Qwen3Guard, RemoteGuard, RemoteWildGuard, StreamGuard, WildGuard,
 };
-pub use heads::{BaseDtype, Heads};
+pub use heads::Heads;
 pub use helpfulness::{BuiltInHelpfulness, LanguageModelHelpfulness, LocalReward, ReadAt, RemoteHelpfulness};
 pub use judge::{Conversation, Exchange, Guard, Helpfulness, Judge, Panel, Scripted};
 pub use reward::{Branch, Controversial, Reward, RewardKind, reward};

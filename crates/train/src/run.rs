@@ -25,7 +25,7 @@ use crate::optimizer::{Optimizer, learning_rate};
 use crate::pack::{Family, Pack, minibatches, pack};
 use crate::prompts::{Cursor, Deck, load};
 use crate::question::render;
-use crate::recipe::{Dtype, Recipe};
+use crate::recipe::Recipe;
 use crate::rollout::{Group, judge_all, sample};
 use crate::server::Server;
 
@@ -471,13 +471,4 @@ fn pool_tokens(recipe: &Recipe, longest_prompt: usize) -> usize {
     let group = longest_prompt + block + rollout.completions * (rollout.max_new_tokens + block);
     let step = rollout.prompts * recipe.modes.len() * group;
     step.min(POOL_TOKENS.max(longest_prompt + rollout.max_new_tokens + 2 * block))
-}
-
-impl From<Dtype> for DType {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::Bf16 => Self::BF16,
-        }
-    }
 }

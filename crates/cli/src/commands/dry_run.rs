@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use model::config::Config;
 use model::{built_in, source};
-use train::recipe::Judges;
-use train::recipe::Recipe;
+use train::recipe::{Judges, Recipe};
 
 use crate::error::Result;
 use crate::estimate::{Size, duration, gibibytes, machine_speed, memory, operations_a_step};

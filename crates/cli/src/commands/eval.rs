@@ -8,7 +8,7 @@ use eval::gate::Gate;
 use eval::judges::endpoint;
 use eval::page::page;
 use eval::plan::plan;
-use eval::recipe::{JudgeRecipe, ModelRecipe, Precision, Recipe};
+use eval::recipe::{JudgeRecipe, ModelRecipe, Recipe};
 use eval::respondent::{Respondent, Script};
 use eval::results::{Results, summarize};
 use eval::run::{Cell, Choice, Event, Host, run as run_recipe};
@@ -177,12 +177,8 @@ impl Host for Program {
                 ..Remote::new(endpoint, model.model.clone().unwrap_or_default())
             }));
         }
-        let dtype = match model.dtype {
-            Precision::F32 => candle_core::DType::F32,
-            Precision::Bf16 => candle_core::DType::BF16,
-        };
         let source = checkpoint(model.source.as_deref().unwrap_or_default())?;
-        let local = Local::load(&source, dtype, &self.device)?;
+        let local = Local::load(&source, model.dtype.into(), &self.device)?;
         // A tenth more than the longest text takes, for the template and for texts that take more tokens.
         let prompt = local.tokenizer.encode_plain(longest)?.len() * 11 / 10 + 128;
         let context = local.decoder.config.max_positions;

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::Device;
 use indicatif::ProgressBar;
+use judge::Heads;
 use judge::features::{Features, Layout, SharedFeatures, fingerprint};
 use judge::probe::{Progress, Recipe, Trained};
-use judge::{BaseDtype, Heads};
 use model::decoder::Decoder;
+use model::dtype::Dtype;
 use model::source::{Source, cache_folder};
 use model::tokenizer::Tokenizer;
 use serde::Serialize;
@@ -34,7 +35,7 @@ impl Base {
     /// Loads the model; with `cached`, features are kept on the disk for the next run.
     pub(crate) fn load(
         name: &str,
-        dtype: BaseDtype,
+        dtype: Dtype,
         layout: Layout,
         cached: bool,
         device: &Device,
@@ -43,11 +44,7 @@ impl Base {
         let local = Local::load(name, dtype.into(), device)?;
         let mut features = Features::new(local.decoder, local.tokenizer, layout);
         if cached {
-            let weights = match dtype {
-                BaseDtype::F32 => sha256.clone(),
-                BaseDtype::Bf16 => format!("{sha256} bf16"),
-            };
-            features = features.with_cache(&cache_folder()?.join("features"), &weights)?;
+            features = features.with_cache(&cache_folder()?.join("features"), &sha256)?;
         }
         Ok(Self::new(features, sha256))
     }
@@ -130,13 +127,15 @@ pub(crate) fn train<R: Display + Serialize>(
 
 /// The heads in a file that training writes to, or none yet; the half that is not trained stays as it is.
 fn to_train(path: &Path, recipe: &Recipe, base: &Base) -> Result<Heads> {
-    if path.exists() {
-        return Ok(Heads::load(path)?);
-    }
     let features = base
         .features
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if path.exists() {
+        let heads = Heads::load(path)?;
+        heads.check(&features, &base.sha256)?;
+        return Ok(heads);
+    }
     Ok(Heads::untrained(&recipe.base, &base.sha256, &features))
 }
 

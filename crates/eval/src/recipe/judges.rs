@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use model::dtype::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::models::{ModelRecipe, Precision, no_think, parallel};
+use super::models::{ModelRecipe, no_think, parallel};
 
 /// How a judge is asked, and how its answer is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,7 +97,7 @@ impl JudgeRecipe {
             model: None,
             api_key_env: None,
             parallel: self.parallel,
-            dtype: Precision::default(),
+            dtype: Dtype::default(),
             modes: no_think(),
             step: None,
             series: String::new(),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use model::chat::Mode;
+use model::dtype::Dtype;
 use serde::{Deserialize, Serialize};
 
 /// Most requests that are under way at an endpoint.
@@ -34,7 +35,7 @@ pub struct ModelRecipe {
     pub parallel: usize,
     /// Number type of a local model's weights: `f32` or `bf16`.
     #[serde(default)]
-    pub dtype: Precision,
+    pub dtype: Dtype,
     /// Modes in which it is measured.
     #[serde(default = "no_think")]
     pub modes: Vec<Mode>,
@@ -50,17 +51,6 @@ pub struct ModelRecipe {
     /// Price of a million new tokens, for `--dry-run`.
     #[serde(default)]
     pub price_out: f64,
-}
-
-/// Number types of a local model's weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// 32 bits.
-    #[default]
-    F32,
-    /// bfloat16.
-    Bf16,
 }
 
 pub(super) fn parallel() -> usize {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 use kernels::AdamW;
+use model::dtype::Dtype;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, RngCore, SeedableRng};
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{self, Labelled, Source};
 use crate::features::{Feature, Features, Layout};
-use crate::heads::{BaseDtype, Tensors};
+use crate::heads::Tensors;
 use crate::judge::Conversation;
 use crate::{Error, Result};
 pub use figures::{GuardReport, HelpfulnessReport, Question};
@@ -36,7 +37,7 @@ pub struct Recipe {
     pub base: String,
     /// The numbers that it computes in.
     #[serde(default)]
-    pub dtype: BaseDtype,
+    pub dtype: Dtype,
     /// Which of its states the heads read.
     #[serde(default)]
     pub layout: Layout,

@@ -4,21 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use judge::{Controversial, ReadAt, RewardKind};
+pub use model::dtype::Dtype;
 use model::generate::Sampling;
 use serde::{Deserialize, Serialize};
 
 use crate::advantage::Scale;
 use crate::gspo::{Loss, Objective};
-
-/// The type of a model's matrix products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// 32 bits: equal to references.
-    F32,
-    /// bfloat16 inputs with f32 sums.
-    Bf16,
-}
 
 /// The format of a prompt file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
